@@ -1,0 +1,1 @@
+"""Data: `voc` (one VOC-layout dataset), `transforms` (joint), `synthetic` (the demo data)."""

@@ -1,0 +1,1 @@
+"""What every stage shares: runtime, loops, checkpoints, maps, labels, metrics, CRF, logging."""

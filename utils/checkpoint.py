@@ -1,0 +1,328 @@
+"""Checkpoints: our own (everything a run needs to go on) and the officially released ones.
+
+In and out: `.pth` files. Files are recognised by content, read without executing code
+(`weights_only=True`) and written atomically. `python -m utils.checkpoint export IN OUT` converts
+to the official format, `python -m utils.checkpoint show FILE` says what a file holds.
+"""
+
+import argparse
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils.files import UserError, atomic_write
+
+log = logging.getLogger("drs")
+FORMAT = "drs/1"
+# Official files list every trunk convolution twice: features.N.* and layerK_convJ.*.
+TRUNK_ALIASES = {f"layer{block}_conv{i}": f"features.{index}" for block, indices in enumerate(
+    ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)), start=1)
+    for i, index in enumerate(indices, start=1)}
+_ALIAS = re.compile(r"(layer[1-5]_conv[1-3])\.(weight|bias)")
+
+
+@dataclass
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        state: model weights, names without `module.` and without aliases.
+        network: keyword arguments that rebuild the network, with its kind under "network"
+            ("classifier", "refine" or "deeplab").
+        classes: class names, where the file records them.
+        rest: everything else in the file (optimizer, epoch, options, ...).
+        own: written by this project, so `network` is recorded and not inferred.
+    """
+
+    path: Path
+    state: dict[str, Tensor]
+    network: dict[str, Any]
+    classes: list[str] | None = None
+    rest: dict[str, Any] = field(default_factory=dict)
+    own: bool = False
+
+    def into(self, model: nn.Module) -> nn.Module:
+        """`model` with this checkpoint's weights (see `load_into`)."""
+        load_into(model, self.state, self.path)
+        return model
+
+
+def read(path: str | Path, network: str | None = None, drs: str | None = None,
+         delta: float | None = None) -> Checkpoint:
+    """Read a checkpoint of ours or of the official project.
+
+    Args:
+        path: the file.
+        network, drs, delta: what the file does not tell: a fixed-delta classifier and the
+            refinement network have the same keys, and official files record no delta. Files
+            without a record are taken for the refinement network unless told otherwise.
+
+    Raises:
+        UserError: missing, truncated, foreign or hostile file, or one that contradicts the
+            arguments.
+    """
+    path = Path(path)
+    content = _load(path)
+    weights = content.get("model", content)
+    if not isinstance(weights, Mapping):
+        raise UserError(f"{path}: no checkpoint: 'model' is no state dict")
+    state = clean_state(weights, path)
+    rest = {k: v for k, v in content.items() if k != "model"} if "model" in content else {}
+    own = content.get("format") == FORMAT
+    if own:
+        config, classes = rest.pop("network"), rest.pop("classes")
+        for name, asked in (("network", network), ("drs", drs), ("delta", delta)):
+            if asked is not None and asked != config.get(name, asked):
+                raise UserError(f"--{name} {asked} contradicts {path}, which records "
+                                f"{config[name]}")
+        return Checkpoint(path, state, config, classes, rest, own=True)
+    return Checkpoint(path, state, _infer(state, path, network, drs, delta), None, rest)
+
+
+def read_network(args: argparse.Namespace, num_classes: int) -> Checkpoint:
+    """The classifier or refinement network that a stage's options name.
+
+    Fills in `args.image_size` where it was left out: as trained, else the paper's 320.
+
+    Raises:
+        UserError: see `read`; or the network is none of the two, or has other classes.
+    """
+    checkpoint = read(args.checkpoint, args.network, args.drs, args.delta)
+    kind = checkpoint.network["network"]
+    if kind not in ("classifier", "refine"):
+        raise UserError(f"checkpoint {args.checkpoint}: holds a {kind} network; a classifier or a "
+                        "refinement network is needed")
+    if checkpoint.network["num_classes"] != num_classes:
+        raise UserError(f"checkpoint {args.checkpoint}: has {checkpoint.network['num_classes']} "
+                        f"classes, the data set has {num_classes}")
+    if args.image_size is None:
+        args.image_size = checkpoint.rest.get("options", {}).get("image_size", 320)
+    return checkpoint
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"checkpoint {path}: no such file")
+    try:
+        from numpy._core.multiarray import scalar
+    except ImportError:  # NumPy 1
+        from numpy.core.multiarray import scalar
+    # The official files hold one NumPy scalar, `miou`, pickled under NumPy 1's module path.
+    allowed = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"),
+               np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)),
+               type(np.dtype(np.int64))]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises a dozen types here, by the kind of damage
+        reason = ("it asks for code that is not allowed" if "Unsupported" in str(error)
+                  or "weights_only" in str(error).lower() else "truncated or no PyTorch file")
+        raise UserError(f"checkpoint {path}: refused, {reason}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"checkpoint {path}: holds a {type(content).__name__}, "
+                        "not a dictionary of weights")
+    return content
+
+
+def clean_state(weights: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """State dict without `module.` prefixes and without the aliases of official files."""
+    state: dict[str, Tensor] = {}
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"checkpoint {path}: {name!r} is no tensor: not a state dict")
+        name = name.removeprefix("module.")
+        alias = _ALIAS.fullmatch(name)
+        if alias:
+            name = f"{TRUNK_ALIASES[alias[1]]}.{alias[2]}" if alias[1] in TRUNK_ALIASES else name
+            if name in state and not torch.equal(state[name], value):
+                raise UserError(f"checkpoint {path}: {alias[0]} differs from {name}, "
+                                "of which it should be an alias")
+        elif name in state and not torch.equal(state[name], value):
+            raise UserError(f"checkpoint {path}: two different tensors for {name}")
+        state[name] = value
+    if not state:
+        raise UserError(f"checkpoint {path}: holds no weights")
+    return state
+
+
+def _infer(state: dict[str, Tensor], path: Path, network: str | None, drs: str | None,
+           delta: float | None) -> dict[str, Any]:
+    if "layer1.conv1.conv.weight" in state or "base.layer1.conv1.conv.weight" in state:
+        return {"network": "deeplab"}
+    try:
+        first, last = state["features.0.weight"], state["extra_conv4.weight"]
+        width, num_classes = first.shape[0] / 64, last.shape[0]
+    except (KeyError, IndexError) as error:
+        found = ", ".join(list(state)[:3])
+        raise UserError(f"checkpoint {path}: of another architecture (no features.0.weight and "
+                        f"extra_conv4.weight; it begins with {found})") from error
+    config: dict[str, Any] = {"num_classes": num_classes, "width": width,
+                              "batch_norm": any("_bn" in name for name in state)}
+    learnable = any(".fc.0." in name for name in state)
+    if learnable:
+        kind, mode = "classifier", "learnable"
+    else:
+        kind = network or ("classifier" if drs else "refine")
+        mode = drs or "fixed"
+    if (network or kind) != kind or (drs or mode) != mode:
+        raise UserError(f"checkpoint {path}: holds a {kind} with {mode} DRS, not what "
+                        f"--network {network} --drs {drs} asks for")
+    if kind == "classifier":
+        if mode == "fixed" and delta is None:
+            raise UserError(f"checkpoint {path}: records no delta; give --delta "
+                            "(0.55 in the paper)")
+        config |= {"drs": mode, "delta": 0.55 if delta is None else delta}
+    return {"network": kind, **config}
+
+
+def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Copy `state` into `model`.
+
+    Raises:
+        UserError: listing the tensors that are missing, unexpected or of another shape.
+    """
+    own = model.state_dict()
+    problems = {
+        "missing": [name for name in own if name not in state],
+        "unexpected": [name for name in state if name not in own],
+        "of another shape": [f"{name} ({tuple(value.shape)}, expected {tuple(own[name].shape)})"
+                             for name, value in state.items()
+                             if name in own and value.shape != own[name].shape]}
+    found = [f"{len(names)} {kind}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+             for kind, names in problems.items() if names]
+    if found:
+        raise UserError(f"checkpoint {path} does not fit the network; " + "; ".join(found))
+    model.load_state_dict(dict(state))
+
+
+def init_trunk(model: Any, source: str) -> None:
+    """Give `model` its initial trunk: "imagenet", "none" (random) or a checkpoint file.
+
+    Raises:
+        UserError: the weights cannot be fetched or do not fit.
+    """
+    if source == "none":
+        log.info("initial weights: random")
+        return
+    if source == "imagenet":
+        try:
+            model.load_imagenet()
+        except (OSError, RuntimeError) as error:  # no network, or a broken download
+            raise UserError(
+                f"--init imagenet: torchvision's VGG-16 weights cannot be loaded ({error}); "
+                "download vgg16-397923af.pth into ~/.cache/torch/hub/checkpoints/, or use "
+                "--init none or --init FILE") from error
+        log.info("initial weights: torchvision's ImageNet VGG-16")
+        return
+    try:
+        names = model.load_trunk(read(source).state)
+    except ValueError as error:
+        raise UserError(f"--init {source}: {error}") from error
+    log.info("initial weights: %d trunk tensors of %s; head and DRS at random", len(names), source)
+
+
+def save(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write `content` with torch.save, atomically."""
+    with atomic_write(path) as tmp:
+        torch.save(dict(content), tmp)
+
+
+class TrainingFolder:
+    """A training's checkpoints: `last.pth` every epoch, `best.pth` on improvement.
+
+    Args:
+        folder: where they lie.
+        network: what rebuilds the network (`model.config`).
+        classes: class names.
+        options: the options that shape the result; going on with others is refused.
+    """
+
+    def __init__(self, folder: Path, network: Mapping[str, Any], classes: list[str],
+                 options: Mapping[str, Any]) -> None:
+        self.folder, self.last, self.best = folder, folder / "last.pth", folder / "best.pth"
+        self._record = {"format": FORMAT, "network": dict(network), "classes": list(classes),
+                        "options": dict(options)}
+
+    def clear(self) -> None:
+        """Forget an earlier training."""
+        for path in (self.last, self.best):
+            path.unlink(missing_ok=True)
+
+    def resume(self) -> dict[str, Any] | None:
+        """The state in `last.pth`, or None where there is none.
+
+        Raises:
+            UserError: it was written with other options.
+        """
+        if not self.last.exists():
+            return None
+        checkpoint = read(self.last)
+        theirs, ours = checkpoint.rest.get("options", {}), self._record["options"]
+        changed = [f"{name}: {theirs.get(name)} there, {ours.get(name)} now"
+                   for name in sorted(theirs.keys() | ours.keys())
+                   if theirs.get(name) != ours.get(name)]
+        if changed:
+            raise UserError(f"{self.last} was trained with other options ({'; '.join(changed)}): "
+                            "use the same, another --output-dir, or --overwrite")
+        return {"model": checkpoint.state, **checkpoint.rest}
+
+    def save(self, state: Mapping[str, Any], best: bool) -> None:
+        """Write `last.pth` and, if `best`, `best.pth` (weights and record only)."""
+        if best:
+            slim = {name: value for name, value in state.items()
+                    if name not in ("optimizer", "scheduler", "scaler")}
+            save(self.best, self._record | slim)
+        save(self.last, self._record | state)
+
+
+def export(source: Path, target: Path) -> None:
+    """Write the weights of `source` in the official format (aliases included)."""
+    checkpoint = read(source)
+    state = dict(checkpoint.state)
+    if checkpoint.network["network"] == "deeplab":
+        save(target, state)
+        return
+    if checkpoint.network.get("width", 1) != 1 or checkpoint.network.get("batch_norm"):
+        log.warning("%s is no full-size VGG-16 without batch norm: the official code cannot "
+                    "load it, this project can", source)
+    for alias, name in TRUNK_ALIASES.items():
+        for kind in ("weight", "bias"):
+            state[f"{alias}.{kind}"] = state[f"{name}.{kind}"]
+    rest = checkpoint.rest
+    # A Python float, not a NumPy scalar: any NumPy, old or new, can read it.
+    save(target, {"model": state, "optimizer": rest.get("optimizer", {}),
+                  "epoch": int(rest.get("epoch", 0)), "iter": int(rest.get("step", 0)),
+                  "miou": float(rest.get("best_score") or 0.0)})
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Command line of `python -m utils.checkpoint`."""
+    parser = argparse.ArgumentParser(prog="python -m utils.checkpoint", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("export", help="write IN's weights in the official format")
+    command.add_argument("source", type=Path, metavar="IN")
+    command.add_argument("target", type=Path, metavar="OUT")
+    command = commands.add_parser("show", help="say what FILE holds")
+    command.add_argument("source", type=Path, metavar="FILE")
+    args = parser.parse_args(argv)
+    try:
+        if args.command == "export":
+            export(args.source, args.target)
+            print(f"{args.target}: written")
+        else:
+            checkpoint = read(args.source)
+            print(f"{checkpoint.network}\nclasses: {checkpoint.classes}\n"
+                  f"{len(checkpoint.state)} tensors; also holds: {', '.join(checkpoint.rest)}")
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

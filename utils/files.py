@@ -1,0 +1,58 @@
+"""Files that are either whole or absent: temporary name in the same folder, then rename."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class UserError(Exception):
+    """Something the user can mend: the message names the file or option and says what to do.
+
+    Scripts show it as one line, without a traceback, and exit with status 1.
+    """
+
+
+def output_folder(path: Path, option: str = "--output-dir") -> Path:
+    """Create `path` and prove that files can be made in it.
+
+    Raises:
+        UserError: it cannot be created or written; the message names `option`.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"{option}: cannot write to {path}: {error.strerror}") from error
+    return path
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is renamed to `path`, else removed.
+
+    The temporary name keeps the suffix (libraries choose the format by it) and starts with a
+    dot, so that a folder listing never takes it for a finished file.
+    """
+    path = Path(path)
+    tmp = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield tmp
+        with open(tmp, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(tmp, path)
+    except OSError as error:
+        tmp.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    except BaseException:
+        tmp.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic_write(path) as tmp:
+        tmp.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")

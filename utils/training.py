@@ -1,0 +1,64 @@
+"""What the two trainings on image-level labels share, from optimizer to metrics file."""
+
+import argparse
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import MultiStepLR
+from torch.utils.data import Dataset
+
+from utils.checkpoint import TrainingFolder, init_trunk
+from utils.engine import Batch, fit, named_groups
+from utils.evaluation import pseudo_label_scores
+from utils.files import write_json
+from utils.logging import ScalarWriter
+from utils.runtime import Runtime, inference_loader, training_loader
+from utils.stage import shaping_options
+
+log = logging.getLogger("drs")
+
+
+def train_network(args: argparse.Namespace, runtime: Runtime, model: Any, classes: list[str],
+                  optimizer_type: Callable[..., torch.optim.Optimizer],
+                  lr_factors: dict[str, float], loss_fn: Callable[[nn.Module, Batch], Tensor],
+                  train_set: Dataset, val_set: Dataset | None, collate: Callable) -> None:
+    """Train `model` into `args.output_dir`: last.pth, best.pth, metrics.json, TensorBoard.
+
+    Args:
+        model: has `parameter_groups`, `load_trunk`, `localization_maps` and `config`.
+        optimizer_type: parameter groups -> optimizer.
+        lr_factors: name of a parameter group -> factor on --lr.
+        val_set: images with masks that choose the best checkpoint; None: the last is the best.
+    """
+    store = TrainingFolder(args.output_dir, model.config, classes, shaping_options(args))
+    if args.overwrite and runtime.main:
+        store.clear()
+    runtime.barrier()
+    if not store.last.exists():
+        init_trunk(model, args.init)
+    model = runtime.place(model)
+    optimizer = optimizer_type(named_groups(model.parameter_groups(), args.lr, lr_factors,
+                                            weight_decay=args.weight_decay), lr=args.lr)
+    scheduler = MultiStepLR(optimizer, [epoch - 1 for epoch in args.milestones])
+    loader = training_loader(train_set, args.batch_size, runtime, args.seed, args.num_workers,
+                             collate)
+    validate = None
+    if val_set is not None:
+        val_loader = inference_loader(val_set, range(len(val_set)), args.batch_size, runtime,
+                                      args.num_workers, collate)
+        validate = partial(pseudo_label_scores, model, val_loader, runtime,
+                           num_classes=len(classes), alpha=args.alpha,
+                           background_score=args.background_score)
+    log.info("training on %d images, %s", len(train_set),
+             f"validating on {len(val_set)}" if val_set is not None
+             else "no validation: the last checkpoint is kept")
+    writer = ScalarWriter(args.output_dir / "tensorboard", runtime.main)
+    history = fit(model, runtime.distribute(model), loader, loss_fn, optimizer, scheduler,
+                  runtime, store, epochs=args.epochs, validate=validate, writer=writer)
+    writer.close()
+    if runtime.main:
+        write_json(args.output_dir / "metrics.json", history)
