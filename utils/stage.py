@@ -52,22 +52,29 @@ def begin(args: argparse.Namespace, inputs: Mapping[str, Any]) -> runtimes.Runti
                              getattr(args, "seed", 0))
     output_folder(args.output_dir)
     logs = output_folder(args.run_dir / "logs", "--run-dir")
-    setup_logging(logs / f"{args.output_dir.name}.log", runtime.main)
-    if runtime.main:
-        versions = {"python": platform.python_version(), "torch": torch.__version__,
-                    "torchvision": torchvision.__version__, "numpy": numpy.__version__}
-        write_json(logs / f"{args.output_dir.name}.json",
-                   {"command": sys.argv, "options": vars(args), "versions": versions})
-        device = torch.cuda.get_device_name(runtime.device) \
-            if runtime.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-        log.info("%s", "  ".join(f"{name} {value}" for name, value in versions.items()))
-        log.info("device %s  processes %d  precision %s", device, runtime.world,
-                 runtime.amp_dtype or "float32")
-        log.info("options %s", "  ".join(f"{k}={v}" for k, v in sorted(vars(args).items())))
-        for name, value in inputs.items():
-            log.info("reads %s: %s", name, value)
-        log.info("writes %s", args.output_dir)
+    announce(runtime, logs, args.output_dir.name, vars(args), inputs, args.output_dir)
     return runtime
+
+
+def announce(runtime: runtimes.Runtime, logs: Path, name: str, options: Mapping[str, Any],
+             inputs: Mapping[str, Any], output: Path) -> None:
+    """Log to LOGS/NAME.log; print and record (LOGS/NAME.json) what runs, where and with what."""
+    setup_logging(logs / f"{name}.log", runtime.main)
+    if not runtime.main:
+        return
+    versions = {"python": platform.python_version(), "torch": torch.__version__,
+                "torchvision": torchvision.__version__, "numpy": numpy.__version__}
+    write_json(logs / f"{name}.json",
+               {"command": sys.argv, "options": options, "versions": versions})
+    device = torch.cuda.get_device_name(runtime.device) \
+        if runtime.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    log.info("%s", "  ".join(f"{name} {value}" for name, value in versions.items()))
+    log.info("device %s  processes %d  precision %s", device, runtime.world,
+             runtime.amp_dtype or "float32")
+    log.info("options %s", "  ".join(f"{k}={v}" for k, v in sorted(options.items())))
+    for what, source in inputs.items():
+        log.info("reads %s: %s", what, source)
+    log.info("writes %s", output)
 
 
 def shaping_options(args: argparse.Namespace) -> dict[str, Any]:

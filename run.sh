@@ -1,0 +1,156 @@
+#!/usr/bin/env bash
+# The whole pipeline, from images and image-level labels to DeepLab-V2's scores.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+usage() {
+    cat <<'TEXT'
+usage: bash run.sh [options]
+
+Without --data-root it runs on the built-in demo data: no download, CPU or GPU, minutes.
+With it, it is the paper's run on a VOC 2012 folder.
+
+  --data-root DIR     data set in VOC 2012 layout (see README)
+  --demo small|large  size of the demo (default: small)
+  --run-dir DIR       where all output goes (default: runs/demo-SIZE or runs/NAME OF DATA ROOT)
+  --stages LIST       comma-separated stages to run, in this order (default: all of them):
+                      data,cam,drs,maps,refine,labels,evaluate,deeplab,report
+  --gpus N            processes, one a GPU (default: 1); on a machine without a GPU, CPU processes
+  --help              this text
+
+An interrupted run goes on where it was when the same command is given again.
+TEXT
+}
+
+fail() {
+    echo "error: $1" >&2
+    exit 1
+}
+
+ALL_STAGES=data,cam,drs,maps,refine,labels,evaluate,deeplab,report
+DATA_ROOT="" DEMO=small RUN_DIR="" STAGES=$ALL_STAGES GPUS=1
+while [ $# -gt 0 ]; do
+    case "$1" in
+        --help|-h) usage; exit 0 ;;
+        --data-root|--demo|--run-dir|--stages|--gpus)
+            [ $# -ge 2 ] || fail "$1 needs a value" ;;
+        *) usage >&2; fail "unknown option $1" ;;
+    esac
+    case "$1" in
+        --data-root) DATA_ROOT="$2"; [ -n "$2" ] || fail "--data-root is empty" ;;
+        --demo) DEMO="$2" ;;
+        --run-dir) RUN_DIR="$2" ;;
+        --stages) STAGES="$2" ;;
+        --gpus) GPUS="$2" ;;
+    esac
+    shift 2
+done
+[[ "$GPUS" =~ ^[1-9][0-9]*$ ]] || fail "--gpus must be a number from 1, got '$GPUS'"
+for stage in ${STAGES//,/ }; do
+    [[ ",$ALL_STAGES," == *",$stage,"* ]] || fail "--stages: no stage '$stage'; there are $ALL_STAGES"
+done
+
+# Settings of the three runs. What is not set here has the paper's value as its default.
+if [ -n "$DATA_ROOT" ]; then
+    RUN_DIR="${RUN_DIR:-runs/$(basename "$(realpath -m "$DATA_ROOT")")}"
+    CONFIG=voc12.yaml
+    [ "$GPUS" -lt 2 ] || CONFIG=voc12_2gpu.yaml
+    CAM=() DRS=() REFINE=() INIT=imagenet
+    SCORED=train # the images whose pseudo labels are scored
+elif [ "$DEMO" = small ] || [ "$DEMO" = large ]; then
+    DATA_ROOT="data/demo-$DEMO" RUN_DIR="${RUN_DIR:-runs/demo-$DEMO}" CONFIG=demo.yaml
+    DEMO_DATA=(--classes 6 --train 400 --val 100 --single 400 --size 224 --seed 0)
+    NETWORK=(--width 0.125 --batch-norm --image-size 224 --val-list none)
+    PRETRAIN=("${NETWORK[@]}" --epochs 6 --lr 0.01 --batch-size 10 --milestones 5)
+    CAM=("${NETWORK[@]}" --epochs 6 --lr 0.01 --batch-size 10 --milestones 5)
+    DRS=("${CAM[@]}")
+    REFINE=("${NETWORK[@]}" --epochs 6 --lr 0.001 --batch-size 10 --milestones 5)
+    INIT="$RUN_DIR/pretrain/last.pth"
+    SCORED=train_aug
+else
+    fail "--demo must be small or large, got '$DEMO'"
+fi
+
+source utils/environment.sh
+setup_environment requirements.txt
+
+COMMON=(--data-root "$DATA_ROOT" --run-dir "$RUN_DIR")
+
+# run SCRIPT ARGS...: one stage's script, in as many processes as asked for.
+run() {
+    printf '\n== %s\n' "$*"
+    if [ "$GPUS" -gt 1 ]; then
+        python -m torch.distributed.run --standalone --nproc_per_node "$GPUS" "$@"
+    else
+        python "$@"
+    fi
+}
+
+# score NAME ARGS...: mIoU, precision and recall of a folder, kept for the report.
+score() {
+    printf '\n== scores: %s\n' "$1"
+    python evaluate.py "${COMMON[@]}" --list "$SCORED" --name "$@"
+}
+
+stage_data() {
+    if [ "$CONFIG" = demo.yaml ]; then
+        python -m datasets.synthetic "$DATA_ROOT" "${DEMO_DATA[@]}"
+    else
+        python -m datasets.voc check "$DATA_ROOT" --quick
+    fi
+}
+
+stage_cam() { # the baseline that DRS is compared with; in the demo, first the stand-in for ImageNet
+    if [ "$CONFIG" = demo.yaml ]; then
+        run train_drs.py "${COMMON[@]}" "${PRETRAIN[@]}" --list single --drs none --init none \
+            --output-dir "$RUN_DIR/pretrain"
+    fi
+    run train_drs.py "${COMMON[@]}" "${CAM[@]}" --drs none --init "$INIT" \
+        --output-dir "$RUN_DIR/cam"
+    run make_localization_maps.py "${COMMON[@]}" --checkpoint "$RUN_DIR/cam/best.pth" \
+        --output-dir "$RUN_DIR/cam_maps"
+}
+
+stage_drs() { # step 1: the classifier with DRS modules
+    run train_drs.py "${COMMON[@]}" "${DRS[@]}" --init "$INIT"
+}
+
+stage_maps() { # its localization maps
+    run make_localization_maps.py "${COMMON[@]}"
+}
+
+stage_refine() { # step 2: the refinement network learns them
+    run train_refine.py "${COMMON[@]}" "${REFINE[@]}" --init "$INIT"
+}
+
+stage_labels() { # step 3: pseudo labels at the images' own sizes
+    run make_pseudo_labels.py "${COMMON[@]}" --save-maps "$RUN_DIR/refined_maps"
+}
+
+stage_evaluate() { # the only stages that open masks are this and the next two
+    score cam --maps-dir "$RUN_DIR/cam_maps"
+    score drs --maps-dir "$RUN_DIR/localization_maps"
+    score refined --maps-dir "$RUN_DIR/refined_maps"
+    score pseudo_labels --labels-dir "$RUN_DIR/pseudo_labels"
+}
+
+stage_deeplab() { # DeepLab-V2 trained on the pseudo labels, scored on val without and with CRF
+    local deeplab=DeepLab-V2-PyTorch
+    local settings=(-c "$deeplab/configs/$CONFIG" "DATASET.ROOT=$(realpath "$DATA_ROOT")"
+                    "DATASET.LABEL_DIR=$(realpath "$RUN_DIR/pseudo_labels")"
+                    "EXP.OUTPUT_DIR=$(realpath -m "$RUN_DIR/deeplab")")
+    run "$deeplab/main.py" train "${settings[@]}"
+    run "$deeplab/main.py" test "${settings[@]}"
+    run "$deeplab/main.py" crf "${settings[@]}"
+}
+
+stage_report() { # the table and the pictures
+    python report.py "${COMMON[@]}" --list "$SCORED"
+}
+
+STAGE=""
+trap '[ $? -eq 0 ] || echo "error: stage ${STAGE:-set-up} failed; the same command goes on from here" >&2' EXIT
+for STAGE in ${STAGES//,/ }; do
+    "stage_$STAGE"
+done
+echo "all output is in $RUN_DIR"
