@@ -32,13 +32,14 @@ def main(args: argparse.Namespace) -> None:
     root = DataRoot(args.data_root)
     entries = root.entries(args.list)
     source = checkpoint.read_network(args, len(root.classes))
+    scales = options.input_sides(args)
     runtime = begin(args, {"images": root.image_dir, "list": args.list,
                            "checkpoint": args.checkpoint})
-    todo = labelling_todo(args, [entry.id for entry in entries], runtime)
     model = runtime.place(source.into(build(source.network)))
+    todo = labelling_todo(args, [entry.id for entry in entries], runtime)
     dataset = VOCDataset(root, entries, transforms.image_only(args.image_size), tolerant=True)
     loader = inference_loader(dataset, todo, args.batch_size, runtime, args.num_workers, collate)
-    size, scales = (args.image_size,) * 2, [round(s * args.image_size) for s in args.scales]
+    size = (args.image_size,) * 2
 
     def forward(network: torch.nn.Module, batch: dict) -> list[torch.Tensor]:
         return network.localization_maps(batch["image"], batch["labels"],
@@ -47,10 +48,10 @@ def main(args: argparse.Namespace) -> None:
     errors = []
     for batch, maps in predict(model, loader, runtime, forward, "localization maps"):
         errors += batch["errors"]
-        for image_id, labels, scores in zip(batch["id"], batch["labels"], maps, strict=True):
-            save_maps(args.output_dir / f"{image_id}.png",
+        for i, scores in enumerate(maps):
+            save_maps(args.output_dir / f"{batch['id'][i]}.png",
                       (scores.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy(),
-                      labels.nonzero()[:, 0].tolist())
+                      batch["labels"][i].nonzero()[:, 0].tolist())
     report_failures(errors, len(entries), runtime)
 
 

@@ -96,7 +96,7 @@ stage_data() {
     if [ "$CONFIG" = demo.yaml ]; then
         python -m datasets.synthetic "$DATA_ROOT" "${DEMO_DATA[@]}"
     else
-        python -m datasets.voc check "$DATA_ROOT" --quick
+        python -m datasets.voc check "$DATA_ROOT" --quick --strict
     fi
 }
 

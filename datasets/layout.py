@@ -5,7 +5,10 @@ read here comes from outside and is checked: names, numbers, XML.
 """
 
 import logging
+import re
+import unicodedata
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +23,7 @@ VOC_CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "
                "sofa", "train", "tvmonitor")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 XML_LIMIT = 1 << 20  # bytes; VOC's annotations have a few thousand
+NO_CLASS = "-"  # in a list: none of the classes is in the image
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,14 @@ class DataRoot:
 
     Args:
         root: VOC-layout folder, or a folder of images.
+        tolerant: accept two images of one name (the first is taken) instead of raising; they are
+            listed in `clashes`.
 
     Raises:
-        UserError: no such folder, no images in it, or a bad `classes.txt`.
+        UserError: no such folder, no images in it, two of one name, or a bad `classes.txt`.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, tolerant: bool = False) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
             raise UserError(f"--data-root {self.root}: no such folder")
@@ -56,10 +62,13 @@ class DataRoot:
         self.annotation_dir = self.root / "Annotations"
         self.list_dir = self.root / "ImageSets" / "Segmentation"
         self.classes = self._read_classes()
+        self.clashes: list[str] = []
         if not self.images:
             raise UserError(f"--data-root {self.root}: no images in {self.image_dir}; expected "
                             "the VOC2012 layout (JPEGImages/, Annotations/, ...) or a folder of "
                             "images")
+        if self.clashes and not tolerant:
+            raise UserError(self.clashes[0])
 
     def _read_classes(self) -> list[str]:
         path = self.root / "classes.txt"
@@ -68,7 +77,7 @@ class DataRoot:
                 raise UserError(f"{path}: missing; a folder of images needs it, a class name a "
                                 "line (only the VOC layout has default classes)")
             return list(VOC_CLASSES)
-        names = [line.strip() for line in _read_text(path).splitlines() if line.strip()]
+        names = [_nfc(line.strip()) for line in _read_text(path).splitlines() if line.strip()]
         if not names or len(set(names)) != len(names) or len(names) > 254:
             raise UserError(f"{path}: must hold 1 to 254 different class names, a name a line")
         return names
@@ -79,10 +88,24 @@ class DataRoot:
         found: dict[str, Path] = {}
         for path in sorted(self.image_dir.iterdir()):
             if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-                if path.stem in found:
-                    raise UserError(f"{path} and {found[path.stem].name}: two images of one name")
-                found[path.stem] = path
+                first = found.setdefault(path.stem, path)
+                if first != path:
+                    self.clashes.append(f"{path} and {first.name}: two images of one name")
         return found
+
+    @cached_property
+    def _normal_forms(self) -> dict[str, str]:
+        return {_nfc(image_id): image_id for image_id in self.images}
+
+    def find_image(self, name: str) -> str | None:
+        """The id of the image that a list calls `name`, or None: with or without a suffix, its
+        accents composed or not (a file name from macOS often has them apart, a list has not)."""
+        as_file = Path(name)
+        stem = as_file.stem if as_file.suffix.lower() in IMAGE_SUFFIXES else name
+        for candidate in (name, stem):
+            if candidate in self.images:
+                return candidate
+        return self._normal_forms.get(_nfc(name)) or self._normal_forms.get(_nfc(stem))
 
     def image(self, image_id: str) -> Path:
         """The image file of an id.
@@ -105,8 +128,9 @@ class DataRoot:
 
         Args:
             name: path of a list, or the name of one of the data set's own. A line is an image id,
-                optionally followed by 0-based class indices or class names. `train_aug` without
-                a file is every image with a mask that is not in `val`.
+                optionally followed by 0-based class indices or class names, or by "-" for none
+                of the classes. `train_aug` without a file is every image with a mask that is not
+                in `val`.
             labels: whether labels are needed; where a line has none, the XML annotation is read.
 
         Raises:
@@ -115,7 +139,11 @@ class DataRoot:
         """
         path = self.find_list(name)
         if path is not None:
-            entries = self._read_list(path)
+            entries = []
+            for entry in self.read_list(path):
+                if isinstance(entry, UserError):
+                    raise entry
+                entries.append(entry)
         elif name == "train_aug" and self.mask_dir.is_dir() and self.find_list("val"):
             val = {entry.id for entry in self.entries("val", labels=False)}
             masks = sorted(mask.stem for mask in self.mask_dir.glob("*.png"))
@@ -124,53 +152,60 @@ class DataRoot:
             for entry in entries:
                 self.image(entry.id)
         else:
-            there = sorted(p.stem for p in self.list_dir.glob("*.txt"))
-            raise UserError(f"--list {name}: no such file, and {self.list_dir} has no {name}.txt"
-                            + (f" (it has {', '.join(there)})" if there else ""))
+            there = [path.stem for path in self.list_files()]
+            raise UserError(f"list {name}: no such file, and no {name}.txt in {self.list_dir} "
+                            f"or {self.root}"
+                            + (f" (there are {', '.join(there)})" if there else ""))
         if not entries:
-            raise UserError(f"--list {path or name}: holds no images")
+            raise UserError(f"list {path or name}: holds no images")
         if labels:
             entries = [entry if entry.labels is not None else
                        Entry(entry.id, self._annotated(entry.id, path or name))
                        for entry in entries]
         return entries
 
-    def _read_list(self, path: Path) -> list[Entry]:
-        entries, seen = [], set()
+    def list_files(self) -> list[Path]:
+        """The data set's own lists: text files in ImageSets/Segmentation and in the root."""
+        return sorted(self.list_dir.glob("*.txt")) + sorted(
+            path for path in self.root.glob("*.txt") if path.name != "classes.txt")
+
+    def read_list(self, path: Path) -> Iterator[Entry | UserError]:
+        """The lines of a list: each as its entry, or as the error that says what is wrong there.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        seen: set[str] = set()
         for number, line in enumerate(_read_text(path).splitlines(), start=1):
             if not line.strip():
                 continue
-            where = f"{path}, line {number}"
-            image_id, words = self._split_line(line, where)
-            if image_id in seen:
-                raise UserError(f"{where}: {image_id} is listed twice")
-            seen.add(image_id)
-            labels = {self._class_index(word, where) for word in words}
-            entries.append(Entry(image_id, tuple(sorted(labels)) if words else None))
-        return entries
+            try:
+                entry: Entry | UserError = self._read_line(line, f"{path}, line {number}", seen)
+            except UserError as error:
+                entry = error
+            yield entry
 
-    def _split_line(self, line: str, where: str) -> tuple[str, list[str]]:
-        """Id and class words of a line. The id may hold spaces: the longest part of the line
-        that names an image is taken. A tab ends the id, and commas may separate the classes."""
-        if "\t" in line:
-            name, _, rest = line.strip("\r\n").partition("\t")
-            words = rest.split(",") if "," in rest else rest.split("\t")
-            heads = [(name.strip(), [word.strip() for word in words if word.strip()])]
-            if heads[0][1] and all(w not in self.classes for w in heads[0][1]):
-                heads[0] = (heads[0][0], rest.replace(",", " ").split())
+    def _read_line(self, line: str, where: str, seen: set[str]) -> Entry:
+        """The entry of a line; adds its id to `seen`. Names may hold spaces: the longest part of
+        the line that names an image is the id, and commas or tabs may separate the classes."""
+        line = line.strip()
+        ends = [*(match.start() for match in re.finditer(r"[\s,]+", line)), len(line)]
+        for end in reversed(ends):
+            image_id = self.find_image(line[:end])
+            if image_id is not None:
+                break
         else:
-            parts = line.split()
-            heads = [(line.strip(), [])]
-            heads += [(line[:_end_of_word(line, k)].strip(),
-                       " ".join(parts[k:]).replace(",", " ").split())
-                      for k in range(len(parts) - 1, 0, -1)]
-        for name, words in heads:
-            if name in self.images:
-                return name, words
-            as_file = Path(name)
-            if as_file.suffix.lower() in IMAGE_SUFFIXES and as_file.stem in self.images:
-                return as_file.stem, words
-        raise UserError(f"{where}: no image of this name in {self.image_dir}: {heads[-1][0]!r}")
+            raise UserError(f"{where}: names no image in {self.image_dir}: {line[:80]!r}")
+        if image_id in seen:
+            raise UserError(f"{where}: {image_id} is listed twice")
+        seen.add(image_id)
+        words = []
+        for part in re.split(r"[\t,]", line[end:]):
+            words += [part.strip()] if _nfc(part.strip()) in self.classes else part.split()
+        if words == [NO_CLASS]:
+            return Entry(image_id, ())
+        labels = {self._class_index(_nfc(word), where) for word in words}
+        return Entry(image_id, tuple(sorted(labels)) if words else None)
 
     def _class_index(self, word: str, where: str) -> int:
         if word in self.classes:
@@ -179,7 +214,8 @@ class DataRoot:
             index = int(word)
         except ValueError:
             raise UserError(f"{where}: {word!r} is neither a class index nor one of the classes "
-                            f"({', '.join(self.classes[:5])}, ...)") from None
+                            f"({', '.join(self.classes[:5])}"
+                            f"{', ...' if len(self.classes) > 5 else ''})") from None
         if not 0 <= index < len(self.classes):
             raise UserError(f"{where}: class index {index}, but there are "
                             f"{len(self.classes)} classes (0 to {len(self.classes) - 1})")
@@ -190,36 +226,34 @@ class DataRoot:
         if not path.is_file():
             raise UserError(f"{image_id}: no image-level labels, neither in {list_name} nor as "
                             f"{path}")
-        return self.annotated_classes(path)
-
-    def annotated_classes(self, path: Path) -> tuple[int, ...]:
-        """The classes of the objects in a VOC annotation.
-
-        Raises:
-            UserError: malformed XML, or an object of an unknown class.
-        """
-        if path.stat().st_size > XML_LIMIT:
-            raise UserError(f"{path}: too large for an annotation")
-        text = _read_text(path)
-        if "<!DOCTYPE" in text or "<!ENTITY" in text:
-            raise UserError(f"{path}: document type declarations are not accepted")
-        try:
-            names = [(node.findtext("name") or "").strip()
-                     for node in ET.fromstring(text).iter("object")]
-        except ET.ParseError as error:
-            raise UserError(f"{path}: malformed XML ({error})") from error
-        unknown = [name for name in names if name not in self.classes]
-        if unknown:
-            raise UserError(f"{path}: unknown class {unknown[0]!r}")
-        return tuple(sorted({self.classes.index(name) for name in names}))
+        return annotated_classes(path, self.classes)
 
 
-def _end_of_word(line: str, count: int) -> int:
-    """Where the first `count` words of `line` end; the spaces between them stay as they are."""
-    position = 0
-    for word in line.split()[:count]:
-        position = line.index(word, position) + len(word)
-    return position
+def annotated_classes(path: Path, classes: Sequence[str]) -> tuple[int, ...]:
+    """The classes of the objects in a VOC annotation, as ascending indices into `classes`.
+
+    Raises:
+        UserError: malformed XML, or an object of an unknown class.
+    """
+    if path.stat().st_size > XML_LIMIT:
+        raise UserError(f"{path}: too large for an annotation")
+    text = _read_text(path)
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise UserError(f"{path}: document type declarations are not accepted")
+    try:
+        names = [_nfc((node.findtext("name") or "").strip())
+                 for node in ET.fromstring(text).iter("object")]
+    except ET.ParseError as error:
+        raise UserError(f"{path}: malformed XML ({error})") from error
+    unknown = [name for name in names if name not in classes]
+    if unknown:
+        raise UserError(f"{path}: unknown class {unknown[0]!r}")
+    return tuple(sorted({classes.index(name) for name in names}))
+
+
+def _nfc(text: str) -> str:
+    """The text with letters and accents composed: equal for names that look equal."""
+    return unicodedata.normalize("NFC", text)
 
 
 def _read_text(path: Path) -> str:

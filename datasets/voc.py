@@ -40,10 +40,11 @@ def read_image(path: Path) -> tuple[Image.Image, int]:
     try:
         with Image.open(path) as image:
             orientation = image.getexif().get(_ORIENTATION, 1)
+            image = ImageOps.exif_transpose(image)
             if image.mode.startswith("I"):  # 16-bit grey: keep the upper 8 bits
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            else:
-                image = ImageOps.exif_transpose(image)
+                image = Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
+            elif "transparency" in image.info:  # a palette's: Pillow asks for this detour
+                image = image.convert("RGBA")
             return image.convert("RGB"), orientation
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such image") from error
@@ -67,7 +68,16 @@ def read_companion(path: Path, size: tuple[int, int], orientation: int = 1) -> n
     Raises:
         UserError: missing, unreadable or of another size than the image.
     """
-    array = read_label(path)
+    return match_image(read_label(path), path, size, orientation)
+
+
+def match_image(array: np.ndarray, path: Path, size: tuple[int, int], orientation: int
+                ) -> np.ndarray:
+    """A mask or saliency map (H, W), read from `path`, as it lies on the upright image.
+
+    Raises:
+        UserError: its size is not the image's.
+    """
     if array.shape != size and orientation in _TRANSPOSED and array.shape == size[::-1]:
         image = Image.fromarray(array)
         image.getexif()[_ORIENTATION] = orientation
@@ -159,7 +169,7 @@ def validation_set(root: DataRoot, args: argparse.Namespace) -> VOCDataset | Non
     """
     if args.val_list == "none" or not root.mask_dir.is_dir():
         return None
-    if args.background is None and not (args.saliency_dir or root.saliency_dir).is_dir():
+    if args.background is None and args.saliency_dir is None and not root.saliency_dir.is_dir():
         log.info("no saliency maps and no --background: no validation")
         return None
     return VOCDataset(root, root.entries(args.val_list), transforms.evaluation(args.image_size),

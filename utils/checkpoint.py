@@ -77,7 +77,9 @@ def read(path: str | Path, network: str | None = None, drs: str | None = None,
     rest = {k: v for k, v in content.items() if k != "model"} if "model" in content else {}
     own = content.get("format") == FORMAT
     if own:
-        config, classes = rest.pop("network"), rest.pop("classes")
+        config, classes = rest.pop("network", None), rest.pop("classes", None)
+        if not isinstance(config, dict) or "network" not in config or classes is None:
+            raise UserError(f"checkpoint {path}: damaged, it does not say what network it holds")
         for name, asked in (("network", network), ("drs", drs), ("delta", delta)):
             if asked is not None and asked != config.get(name, asked):
                 raise UserError(f"--{name} {asked} contradicts {path}, which records "
@@ -157,11 +159,12 @@ def _infer(state: dict[str, Tensor], path: Path, network: str | None, drs: str |
     if "layer1.conv1.conv.weight" in state or "base.layer1.conv1.conv.weight" in state:
         return {"network": "deeplab"}
     try:
-        first, last = state["features.0.weight"], state["extra_conv4.weight"]
-        width, num_classes = first.shape[0] / 64, last.shape[0]
+        # The widest layer tells the width best: channel counts are rounded.
+        widest, last = state["features.28.weight"], state["extra_conv4.weight"]
+        width, num_classes = widest.shape[0] / 512, last.shape[0]
     except (KeyError, IndexError) as error:
         found = ", ".join(list(state)[:3])
-        raise UserError(f"checkpoint {path}: of another architecture (no features.0.weight and "
+        raise UserError(f"checkpoint {path}: of another architecture (no features.28.weight and "
                         f"extra_conv4.weight; it begins with {found})") from error
     config: dict[str, Any] = {"num_classes": num_classes, "width": width,
                               "batch_norm": any("_bn" in name for name in state)}
@@ -230,8 +233,9 @@ def init_trunk(model: Any, source: str) -> None:
 
 def save(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write `content` with torch.save, atomically."""
-    with atomic_write(path) as tmp:
-        torch.save(dict(content), tmp)
+    # A file object, because torch.save reports a failed write to a path as a RuntimeError.
+    with atomic_write(path) as tmp, open(tmp, "wb") as file:
+        torch.save(dict(content), file)
 
 
 class TrainingFolder:
@@ -259,12 +263,13 @@ class TrainingFolder:
         """The state in `last.pth`, or None where there is none.
 
         Raises:
-            UserError: it was written with other options.
+            UserError: it was written with other options or for other classes.
         """
         if not self.last.exists():
             return None
         checkpoint = read(self.last)
-        theirs, ours = checkpoint.rest.get("options", {}), self._record["options"]
+        theirs = checkpoint.rest.get("options", {}) | {"classes": checkpoint.classes}
+        ours = self._record["options"] | {"classes": self._record["classes"]}
         changed = [f"{name}: {theirs.get(name)} there, {ours.get(name)} now"
                    for name in sorted(theirs.keys() | ours.keys())
                    if theirs.get(name) != ours.get(name)]

@@ -118,7 +118,8 @@ def fit(model: nn.Module, network: nn.Module, loader: DataLoader,
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
-        scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run before did not train in fp16
+            scaler.load_state_dict(state["scaler"])
         history, step = state["history"], state["step"]
         best_score = -math.inf if state["best_score"] is None else state["best_score"]
         log.info("going on after %s %d of %d", unit, len(history), epochs)
@@ -167,8 +168,10 @@ def predict(model: nn.Module, loader: Iterable[Batch], runtime: Any,
     model.eval()
     for batch in progress(loader, desc, enabled=runtime.main):
         batch = to_device(batch, runtime.device)
-        with torch.inference_mode(), runtime.autocast():
-            results = forward(model, batch)
+        results: list[Tensor] = []
+        if "image" in batch:  # else every image of the batch was unreadable
+            with torch.inference_mode(), runtime.autocast():
+                results = forward(model, batch)
         yield batch, results
 
 

@@ -41,11 +41,13 @@ class ConfusionMatrix:
         if self.unlabelled == "skip":
             known &= prediction != IGNORE
         target, prediction = target[known], prediction[known]
-        prediction = torch.where(prediction == IGNORE, n, prediction)
-        for name, values, limit in (("ground truth", target, n), ("prediction", prediction, n + 1)):
-            if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < limit:
-                raise ValueError(f"{name} holds label {int(values.max())}, but there are "
+        for name, values in (("ground truth", target),
+                             ("prediction", prediction[prediction != IGNORE])):
+            wrong = values[(values < 0) | (values >= n)]
+            if wrong.numel():
+                raise ValueError(f"{name} holds label {int(wrong[0])}, but there are "
                                  f"{n} labels (0 to {n - 1})")
+        prediction = torch.where(prediction == IGNORE, n, prediction)
         counts = torch.bincount(target * (n + 1) + prediction, minlength=n * (n + 1))
         self.counts += counts.reshape(n, n + 1).to(self.counts)
 

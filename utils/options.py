@@ -24,7 +24,9 @@ def number(kind: type, low: float, high: float = float("inf"), open_low: bool = 
     return parse
 
 
+MIN_SIDE = 8  # pixels: the networks halve their input three times
 positive_int = number(int, 1)
+side = number(int, MIN_SIDE)
 count = number(int, 0)
 positive = number(float, 0, open_low=True)
 not_negative = number(float, 0)
@@ -61,12 +63,13 @@ def stage_parser(doc: str, *, images: str, output: str, batch_size: int | None
         group = parser.add_argument_group("machine")
         group.add_argument("--batch-size", type=positive_int, default=batch_size,
                            help="global batch, whatever the number of processes")
-        group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help=" ")
+        group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                           help="auto: the GPU, if there is one")
         group.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto",
                            help="mixed precision; auto: bf16 where the hardware runs it fast")
         group.add_argument("--num-workers", type=count, default=2,
                            help="data loading processes (0: in the main process)")
-        group.add_argument("--seed", type=count, default=0, help=" ")
+        group.add_argument("--seed", type=count, default=0, help="of all random choices")
     return parser
 
 
@@ -74,12 +77,13 @@ def add_training(parser: argparse.ArgumentParser, *, epochs: int, lr: float,
                  milestones: list[int], weight_decay: float) -> argparse._ArgumentGroup:
     """Options of a training; the defaults are the paper's. Returns the group to add to."""
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=positive_int, default=epochs, help=" ")
+    group.add_argument("--epochs", type=positive_int, default=epochs, help="passes over the list")
     group.add_argument("--lr", type=positive, default=lr, help="base learning rate")
     group.add_argument("--milestones", type=positive_int, nargs="*", default=milestones,
                        help="epochs (from 1) at whose start the learning rate falls to a tenth")
-    group.add_argument("--weight-decay", type=not_negative, default=weight_decay, help=" ")
-    group.add_argument("--image-size", type=positive_int, default=320,
+    group.add_argument("--weight-decay", type=not_negative, default=weight_decay,
+                       help="of all parameters")
+    group.add_argument("--image-size", type=side, default=320,
                        help="side of the square the network sees, in pixels")
     group.add_argument("--init", default="imagenet", metavar="imagenet|none|FILE",
                        help="trunk weights: torchvision's ImageNet VGG-16, random, or a checkpoint")
@@ -103,7 +107,7 @@ def add_checkpoint(parser: argparse.ArgumentParser, default: str) -> None:
     group.add_argument("--drs", choices=("learnable", "fixed", "none"),
                        help="for official files that do not tell")
     group.add_argument("--delta", type=positive_share, help="for official files of a fixed DRS")
-    group.add_argument("--image-size", type=positive_int,
+    group.add_argument("--image-size", type=side,
                        help="side of the square input (default: as trained, else 320)")
     group.add_argument("--scales", type=positive, nargs="+", default=[0.8, 1.0, 1.2],
                        help="factors on the image size; maps are the maximum over them")
@@ -123,6 +127,19 @@ def add_labelling(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     group.add_argument("--saliency-dir", type=Path, metavar="DIR",
                        help="saliency maps (default: DATA_ROOT/saliency_map)")
     return group
+
+
+def input_sides(args: argparse.Namespace) -> list[int]:
+    """The sides in pixels that --scales asks for.
+
+    Raises:
+        UserError: one is too small for the network.
+    """
+    sides = [round(scale * args.image_size) for scale in args.scales]
+    if min(sides) < MIN_SIDE:
+        raise UserError(f"--scales: {min(args.scales):g} of {args.image_size} pixels is less than "
+                        f"the {MIN_SIDE} that a network needs")
+    return sides
 
 
 def resolve_folders(args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,43 @@ from utils.files import UserError
 
 log = logging.getLogger("drs")
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(_: Any, values: torch.Tensor) -> torch.Tensor:
+        values = values.clone()
+        dist.all_reduce(values)
+        return values
+
+    @staticmethod
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return _Sum.forward(_, gradient)
+
+
+class SharedBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes, for the CPU, where nn.SyncBatchNorm does not
+    run. Every process must hold the same number of pixels."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(x)
+        full = x.to(self.weight.dtype)  # not the half precision of autocast
+        mean = self._mean(full)
+        variance = self._mean((full - mean) ** 2)
+        with torch.no_grad():
+            count = x.numel() // x.shape[1] * dist.get_world_size()
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean.flatten(), self.momentum)
+            self.running_var.lerp_(variance.flatten() * count / (count - 1), self.momentum)
+        full = (full - mean) * torch.rsqrt(variance + self.eps)
+        return (full * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+    @staticmethod
+    def _mean(values: torch.Tensor) -> torch.Tensor:
+        return _Sum.apply(values.mean((0, 2, 3), keepdim=True)) / dist.get_world_size()
 
 
 @dataclass(frozen=True)
@@ -58,10 +96,9 @@ class Runtime:
         if self.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
             return nn.parallel.DistributedDataParallel(model, device_ids=[self.device.index])
-        if any(isinstance(module, nn.BatchNorm2d) and module.training
-               for module in model.modules()):
-            log.warning("batch norm in several CPU processes: statistics are per process, "
-                        "results differ slightly from one process")
+        for module in model.modules():
+            if type(module) is nn.BatchNorm2d:
+                module.__class__ = SharedBatchNorm2d  # the same module, with another forward
         return nn.parallel.DistributedDataParallel(model)
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:

@@ -97,30 +97,31 @@ def unfinished(folder: Path, ids: Sequence[str], made_from: Mapping[str, Any], o
     """The indices of the `ids` that have no PNG in `folder` yet.
 
     What the files are made from is recorded there, so that files of another checkpoint or rule
-    are never taken for finished ones.
+    are never taken for finished ones, now or when another list comes to the same folder.
 
     Raises:
-        UserError: the folder's files were made from something else (and not `overwrite`).
+        UserError: files that would stay in the folder were made from something else.
     """
     record, todo = folder / RECORD, []
     if runtime.main:
         made_from = json.loads(json.dumps(dict(made_from), default=str))
-        there = [i for i, image_id in enumerate(ids) if (folder / f"{image_id}.png").exists()]
-        if overwrite:
-            for index in there:
-                (folder / f"{ids[index]}.png").unlink()
-            there = []
-        elif there:
-            before = json.loads(record.read_text()) if record.exists() else {}
-            changed = sorted(name for name in made_from.keys() | before.keys()
-                             if made_from.get(name) != before.get(name))
-            if changed:
-                raise UserError(f"{folder} holds {len(there)} of these files, made with other "
-                                f"{', '.join(changed)}: use --overwrite or another --output-dir")
-            log.info("%d of %d are there already", len(there), len(ids))
+        names = [f"{image_id}.png" for image_id in ids]
+        there = {path.name for path in folder.glob("[!.]*.png")}
+        replaced = there.intersection(names) if overwrite else set()
+        staying = there - replaced
+        before = json.loads(record.read_text()) if record.exists() else {}
+        changed = sorted(name for name in made_from.keys() | before.keys()
+                         if made_from.get(name) != before.get(name))
+        if staying and changed:
+            raise UserError(f"{folder} holds {len(staying)} files made with other "
+                            f"{', '.join(changed)}: use another --output-dir"
+                            + ("" if overwrite else ", or --overwrite"))
+        for name in replaced:
+            (folder / name).unlink()
         write_json(record, made_from)
-        done = set(there)
-        todo = [i for i in range(len(ids)) if i not in done]
+        todo = [i for i, name in enumerate(names) if name not in staying]
+        if len(todo) < len(ids):
+            log.info("%d of %d are there already", len(ids) - len(todo), len(ids))
     return runtime.gather(todo)[0]
 
 

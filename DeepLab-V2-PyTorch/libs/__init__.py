@@ -1,0 +1,1 @@
+"""What is DeepLab's own: the network, its losses, schedule, initial weights and configuration."""

@@ -1,0 +1,38 @@
+"""A tiny demo data set and a tiny run on it, made once a session and only read by the tests."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import MACHINE, TRAINING, run_stage
+
+from datasets.synthetic import generate
+
+# As in the processes that the tests start, so that figures can be compared bit for bit.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root: 3 classes, 8 training images, 2 for evaluation, 3 of single objects."""
+    folder = tmp_path_factory.mktemp("demo") / "data"
+    generate(folder, num_classes=3, train=8, val=2, single=3, size=48, workers=1)
+    return folder
+
+
+@pytest.fixture
+def own_demo(demo: Path, tmp_path: Path) -> Path:
+    """A copy of the data root that a test may spoil."""
+    return Path(shutil.copytree(demo, tmp_path / "data"))
+
+
+@pytest.fixture(scope="session")
+def run(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with classifier/, localization_maps/ and refine/, made on `demo`."""
+    folder = tmp_path_factory.mktemp("run")
+    common = ("--data-root", demo, "--run-dir", folder, *MACHINE)
+    run_stage("train_drs", *common, *TRAINING)
+    run_stage("make_localization_maps", *common)
+    run_stage("train_refine", *common, *TRAINING)
+    return folder

@@ -1,0 +1,232 @@
+"""Invariants of DRS and of the two networks, on random tensors."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models import build
+from models.classifier import Classifier
+from models.drs import FixedDRS, LearnableDRS, activation_factory, max_extractor, suppress
+from models.refine import RefineNet, refinement_target
+from models.vgg import OUTPUT_STRIDE, upsample
+
+NETWORKS = [Classifier(3, "learnable", width=0.0625), Classifier(3, "fixed", width=0.0625),
+            Classifier(3, "none", width=0.0625, batch_norm=True), RefineNet(3, width=0.0625),
+            Classifier(3, "learnable", width=0.0625, batch_norm=True)]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def features(channels: int = 8) -> torch.Tensor:
+    return torch.randn(4, channels, 7, 9) * 3
+
+
+# DRS
+
+@pytest.mark.parametrize("delta", [0.05, 0.55, 1.0])
+def test_fixed_suppression_caps_each_channel_at_its_share(delta):
+    x = features()
+    before = x.clone()
+    y = FixedDRS(delta)(x)
+    peak = F.relu(x).amax((2, 3), keepdim=True)
+    assert torch.equal(x, before)
+    assert (y <= delta * peak + 1e-6).all() and (y >= 0).all()
+    below = F.relu(x) <= delta * peak
+    assert torch.equal(y[below], F.relu(x)[below])  # what is below the cap stays as it is
+    torch.testing.assert_close(y.amax((2, 3), keepdim=True), delta * peak)
+
+
+def test_control_one_is_relu():
+    x = features()
+    assert torch.equal(FixedDRS(1.0)(x), F.relu(x))
+    assert torch.equal(suppress(F.relu(x), max_extractor(F.relu(x)), 1.0), F.relu(x))
+
+
+def test_learnable_control_is_a_function_of_the_average():
+    drs, x = LearnableDRS(8), features()
+    nn.init.normal_(drs.fc[0].weight)
+    active = F.relu(x)
+    control = torch.sigmoid(active.mean((2, 3)) @ drs.fc[0].weight.T)[:, :, None, None]
+    assert control.std() > 0.1  # it differs between images and channels
+    expected = torch.minimum(active, control * active.amax((2, 3), keepdim=True))
+    torch.testing.assert_close(drs(x), expected)
+    shuffled = x.flatten(2)[:, :, torch.randperm(63)].view_as(x)
+    torch.testing.assert_close(drs(shuffled).sum((2, 3)), drs(x).sum((2, 3)))
+
+
+def test_learnable_control_learns():
+    drs, x = LearnableDRS(8), features()
+    drs(x).sum().backward()
+    assert drs.fc[0].weight.grad.abs().sum() > 0
+    assert drs.fc[0].bias is None
+
+
+@pytest.mark.parametrize("delta", [0.0, -0.1, 1.01, float("nan")])
+def test_delta_out_of_range(delta):
+    with pytest.raises(ValueError, match="delta"):
+        FixedDRS(delta)
+
+
+def test_unknown_mode_is_named():
+    with pytest.raises(ValueError, match="'learnt'"):
+        activation_factory("learnt")
+
+
+# The networks
+
+@pytest.mark.parametrize("model", NETWORKS, ids=lambda m: str(m.config))
+def test_every_trainable_parameter_is_in_exactly_one_group(model):
+    groups = model.parameter_groups()
+    grouped = [id(p) for group in groups.values() for p in group]
+    assert len(grouped) == len(set(grouped))
+    assert set(grouped) == {id(p) for p in model.parameters() if p.requires_grad}
+    names = {id(p): name for name, p in model.named_parameters()}
+    members = {group: {names[id(p)] for p in ps} for group, ps in groups.items()}
+    assert "features.0.weight" in members["trunk_weights"]
+    assert "features.0.bias" in members["trunk_biases"]
+    assert {f"extra_conv{i}.bias" for i in range(1, 5)} <= members["head_biases"]
+    drs = {name for name in names.values() if ".fc." in name}
+    assert drs <= members["head_weights"]
+    assert len(drs) == (16 if model.config.get("drs") == "learnable" else 0)
+
+
+@pytest.mark.parametrize("model", NETWORKS, ids=lambda m: str(m.config))
+def test_config_rebuilds_the_network(model):
+    again = build(model.config)
+    again.load_state_dict(model.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(again.eval()(images), model.eval()(images))
+
+
+@pytest.mark.parametrize("model", NETWORKS, ids=lambda m: str(m.config))
+def test_output_stride(model):
+    maps = model.class_maps(torch.randn(2, 3, 48, 64))
+    assert maps.shape == (2, 3, 48 // OUTPUT_STRIDE, 64 // OUTPUT_STRIDE)
+
+
+def test_initial_weights():
+    classifier, refine = Classifier(20, width=0.25), RefineNet(20, width=0.25)
+    for conv in classifier.head_convs():
+        fan_out = conv.kernel_size[0] ** 2 * conv.out_channels
+        assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / fan_out), rel=0.05)
+    for conv in refine.head_convs():
+        assert conv.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    for conv in (*classifier.head_convs(), *refine.head_convs()):
+        assert abs(conv.weight.mean().item()) < 0.1 * conv.weight.std().item()
+        assert not conv.bias.any()
+    linear = [m for m in classifier.modules() if isinstance(m, nn.Linear)]
+    assert len(linear) == 16
+    for layer in linear[2:]:  # the first two are too small for a steady figure
+        assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1)
+
+
+def test_logits_are_the_average_of_the_maps():
+    model, images = Classifier(3, width=0.0625), torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(images), model.class_maps(images).mean((2, 3)))
+
+
+def test_delta_one_is_the_plain_classifier():
+    plain = Classifier(3, "none", width=0.0625).eval()
+    fixed = Classifier(3, "fixed", 1.0, width=0.0625).eval()
+    fixed.load_state_dict(plain.state_dict())
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(plain(images), fixed(images))
+    suppressed = Classifier(3, "fixed", 0.3, width=0.0625).eval()
+    suppressed.load_state_dict(plain.state_dict())
+    assert not torch.allclose(plain(images), suppressed(images))
+
+
+def test_no_classes():
+    with pytest.raises(ValueError, match="at least one class"):
+        Classifier(0)
+
+
+def test_refinement_labels_silence_absent_classes():
+    model, images = RefineNet(3, width=0.0625), torch.randn(2, 3, 32, 40)
+    labels = torch.tensor([[1.0, 0, 1], [0, 0, 0]])
+    free, masked = model(images), model(images, labels)
+    assert free.shape == (2, 3, 32, 40)
+    assert torch.equal(masked[0, [0, 2]], free[0, [0, 2]])
+    assert not masked[0, 1].any() and not masked[1].any()
+
+
+def test_refinement_target_keeps_the_strongest_and_ties():
+    maps = torch.zeros(1, 3, 1, 4)
+    maps[0, :, 0] = torch.tensor([[0.9, 0.2, 0.5, 0.0], [0.1, 0.7, 0.5, 0.0],
+                                  [0.3, 0.1, 0.2, 0.0]])
+    before = maps.clone()
+    expected = torch.tensor([[0.9, 0.0, 0.5, 0.0], [0.0, 0.7, 0.5, 0.0], [0.0] * 4])
+    assert torch.equal(refinement_target(maps)[0, :, 0], expected)
+    assert torch.equal(maps, before)
+
+
+# Localization maps
+
+@pytest.mark.parametrize("model", NETWORKS, ids=lambda m: str(m.config))
+def test_localization_maps(model):
+    model.eval()
+    images = torch.randn(3, 3, 32, 32)
+    labels = torch.tensor([[1.0, 0, 1], [0, 0, 0], [0, 1, 0]])
+    sizes = [(20, 31), (9, 8), (40, 24)]
+    before = images.clone(), labels.clone()
+    maps = model.localization_maps(images, labels, sizes, [24, 32, 40])
+    assert torch.equal(images, before[0]) and torch.equal(labels, before[1])
+    assert [tuple(m.shape) for m in maps] == [(2, 20, 31), (0, 9, 8), (1, 40, 24)]
+    assert all(m.dtype == torch.float32 and (m >= 0).all() for m in maps)
+    single = [model.localization_maps(images, labels, sizes, [s]) for s in (24, 32, 40)]
+    for i, merged in enumerate(maps):
+        assert torch.equal(merged, torch.stack([one[i] for one in single]).amax(0))
+    for i in range(3):  # whatever its company, an image has the same maps
+        alone, = model.localization_maps(images[i:i + 1], labels[i:i + 1], sizes[i:i + 1],
+                                         [24, 32, 40])
+        torch.testing.assert_close(alone, maps[i], atol=1e-5, rtol=1e-4)
+    # The order is that of the classes, and a map does not depend on the other labels.
+    only, = model.localization_maps(images[:1], torch.tensor([[0.0, 0, 1]]), sizes[:1],
+                                    [24, 32, 40])
+    torch.testing.assert_close(only[0], maps[0][1], atol=1e-5, rtol=1e-4)
+
+
+def test_classifier_maps_are_scaled_to_their_own_maximum():
+    model = Classifier(3, width=0.0625).eval()
+    maps = model.score_maps(torch.randn(3, 4, 4) * torch.tensor([1.0, 10, 100])[:, None, None],
+                            (16, 16))
+    assert (maps < 1).all() and (maps.amax((1, 2)) > 0.99).all()
+    assert not model.score_maps(-torch.rand(2, 4, 4), (16, 16)).any()  # no evidence at all
+
+
+def test_upsample_keeps_the_corners():
+    maps = torch.randn(2, 4, 5)
+    large = upsample(maps, (13, 17))
+    assert torch.allclose(large[:, ::12, ::16], maps[:, ::3, ::4], atol=1e-6)
+    assert torch.equal(upsample(maps[None], (13, 17))[0], large)
+    assert upsample(maps[:0], (13, 17)).shape == (0, 13, 17)
+
+
+# Initial weights from another network
+
+def test_load_trunk_takes_the_trunk_only():
+    source = Classifier(5, "none", width=0.0625, batch_norm=True)
+    target = RefineNet(3, width=0.0625, batch_norm=True)
+    head = {k: v.clone() for k, v in target.state_dict().items() if k.startswith("extra_")}
+    names = target.load_trunk(source.state_dict())
+    state = target.state_dict()
+    assert {"features.0.weight", "layer5_bn3.running_var"} <= set(names)
+    assert all(torch.equal(state[name], source.state_dict()[name]) for name in names)
+    assert all(torch.equal(state[name], value) for name, value in head.items())
+    assert not set(names) & set(head)
+
+
+@pytest.mark.parametrize("other", [{"width": 0.125}, {"width": 0.0625, "batch_norm": True}])
+def test_load_trunk_refuses_what_does_not_fit(other):
+    source, target = Classifier(3, width=0.0625), RefineNet(3, **other)
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    with pytest.raises(ValueError, match=r"layer\d_bn|features\.0\.weight"):
+        target.load_trunk(source.state_dict())
+    assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())

@@ -1,0 +1,322 @@
+"""Training and labelling: interrupted, in several processes, without masks, started again."""
+
+import json
+import math
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import (
+    ENVIRONMENT,
+    MACHINE,
+    ROOT,
+    TRAINING,
+    command,
+    run_script,
+    run_stage,
+    stage_error,
+)
+from torch import nn
+from torch.optim.lr_scheduler import MultiStepLR
+
+from utils import engine
+from utils.checkpoint import TrainingFolder, read
+from utils.files import UserError
+from utils.runtime import EpochSampler, Runtime
+from utils.stage import RECORD, unfinished
+
+CPU = Runtime(torch.device("cpu"), 0, 1, None)
+
+
+def losses(folder: Path) -> list[float]:
+    return [figures["loss"] for figures in json.loads((folder / "metrics.json").read_text())]
+
+
+def figures(folder: Path) -> list[dict]:
+    """The history of a training without its times."""
+    return [{name: value for name, value in row.items() if name != "seconds"}
+            for row in json.loads((folder / "metrics.json").read_text())]
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two nested structures with tensors are equal, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+# Interrupted
+
+@pytest.mark.slow
+def test_a_killed_training_ends_as_the_unbroken_one(demo, tmp_path):
+    common = ("--data-root", demo, *MACHINE, *TRAINING, "--batch-norm", "--epochs", 12,
+              "--milestones", 4, 11)
+    run_stage("train_drs", *common, "--run-dir", tmp_path / "unbroken")
+    broken = tmp_path / "broken"
+    again = command("train_drs.py", *common, "--run-dir", broken)
+    log = broken / "logs" / "classifier.log"
+    with open(tmp_path / "output", "wb") as output:
+        process = subprocess.Popen(again, cwd=ROOT, env=ENVIRONMENT, stderr=output)
+        try:
+            deadline = time.monotonic() + 120
+            while not (log.exists() and "epoch 3/12" in log.read_text()):
+                assert process.poll() is None and time.monotonic() < deadline, \
+                    (tmp_path / "output").read_text()
+                time.sleep(0.005)
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert process.returncode == -signal.SIGKILL
+    assert 3 <= read(broken / "classifier" / "last.pth").rest["epoch"] < 12
+    assert not (broken / "classifier" / "metrics.json").exists()
+    done = run_script("train_drs.py", *common, "--run-dir", broken)
+    assert "going on after epoch" in done.stderr
+    whole, resumed = tmp_path / "unbroken" / "classifier", broken / "classifier"
+    assert figures(resumed) == figures(whole) and len(losses(whole)) == 12
+    for name in ("last.pth", "best.pth"):
+        one, other = read(whole / name), read(resumed / name)
+        assert same(one.state, other.state)
+        assert one.rest["epoch"] == other.rest["epoch"]
+    one, other = read(whole / "last.pth").rest, read(resumed / "last.pth").rest
+    assert same(one["optimizer"], other["optimizer"])
+    assert one["scheduler"] == other["scheduler"] and one["step"] == other["step"] == 24
+
+
+def test_more_epochs_go_on_and_other_options_do_not(demo, run, tmp_path):
+    shutil.copytree(run / "classifier", tmp_path / "classifier")
+    common = ("--data-root", demo, "--run-dir", tmp_path, *MACHINE, *TRAINING)
+    before = losses(tmp_path / "classifier")
+    run_stage("train_drs", *common, "--epochs", "3")
+    assert losses(tmp_path / "classifier")[:2] == before
+    assert len(losses(tmp_path / "classifier")) == 3
+    last = (tmp_path / "classifier" / "last.pth").read_bytes()
+    message = stage_error("train_drs", *common, "--epochs", "3", "--lr", "0.02", "--drs", "none")
+    assert "last.pth" in message and "--overwrite" in message
+    assert "drs: learnable there, none now" in message and "lr: 0.01 there, 0.02 now" in message
+    assert (tmp_path / "classifier" / "last.pth").read_bytes() == last
+    run_stage("train_drs", *common, "--epochs", "1", "--overwrite")
+    assert losses(tmp_path / "classifier") == before[:1]  # started over, from the same seed
+
+
+def test_resume_refuses_other_classes(own_demo, run, tmp_path):
+    shutil.copytree(run / "classifier", tmp_path / "classifier")
+    names = (own_demo / "classes.txt").read_text().split()
+    (own_demo / "classes.txt").write_text("\n".join(["renamed", *names[1:]]))
+    shutil.rmtree(own_demo / "Annotations")
+    common = ("--data-root", own_demo, "--run-dir", tmp_path, *MACHINE, *TRAINING)
+    assert "classes" in stage_error("train_drs", *common)
+    (own_demo / "classes.txt").write_text("\n".join([*names, "another"]))
+    assert "classes" in stage_error("train_drs", *common)
+
+
+def test_seed_decides(demo, run, tmp_path):
+    common = ("--data-root", demo, *MACHINE, *TRAINING, "--epochs", "1")
+    run_stage("train_drs", *common, "--run-dir", tmp_path / "same")
+    run_stage("train_drs", *common, "--run-dir", tmp_path / "other", "--seed", "1")
+    first = losses(run / "classifier")[0]
+    assert losses(tmp_path / "same" / "classifier")[0] == first
+    assert losses(tmp_path / "other" / "classifier")[0] != first
+
+
+def test_training_on_workers_is_the_same(demo, run, tmp_path):
+    run_stage("train_refine", "--data-root", demo, "--run-dir", tmp_path, "--maps-dir",
+              run / "localization_maps", *MACHINE, *TRAINING, "--num-workers", "2")
+    assert figures(tmp_path / "refine") == figures(run / "refine")
+
+
+# Several processes
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(demo, run, tmp_path):
+    run_script("train_drs.py", "--data-root", demo, "--run-dir", tmp_path, *MACHINE, *TRAINING,
+               processes=2)
+    one, two = run / "classifier", tmp_path / "classifier"
+    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    assert len(set(losses(one))) == 2  # they do change
+    mine, theirs = read(one / "last.pth").state, read(two / "last.pth").state
+    assert mine.keys() == theirs.keys()
+    for name, value in mine.items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_share_batch_norm():
+    run_script("tests/batch_norm_processes.py", processes=2)
+
+
+@pytest.mark.slow
+def test_two_processes_label_as_one(demo, run, tmp_path):
+    maps = ("--data-root", demo, *MACHINE, "--checkpoint", run / "classifier" / "best.pth",
+            "--batch-size", "3")
+    labels = ("--data-root", demo, *MACHINE, "--checkpoint", run / "refine" / "best.pth",
+              "--batch-size", "3")
+    for script, options in (("make_localization_maps", maps), ("make_pseudo_labels", labels)):
+        run_stage(script, *options, "--run-dir", tmp_path / "one")
+        run_script(f"{script}.py", *options, "--run-dir", tmp_path / "two", processes=2)
+    for folder in ("localization_maps", "pseudo_labels"):
+        one = sorted((tmp_path / "one" / folder).glob("*.png"))
+        assert len(one) == 8
+        for path in one:
+            assert path.read_bytes() == (tmp_path / "two" / folder / path.name).read_bytes()
+
+
+# Without masks
+
+def test_labelling_without_masks(own_demo, run, tmp_path):
+    common = ("--data-root", own_demo, *MACHINE, "--checkpoint", run / "refine" / "best.pth")
+    run_stage("make_pseudo_labels", *common, "--run-dir", tmp_path / "with")
+    shutil.rmtree(own_demo / "SegmentationClassAug")
+    run_stage("make_pseudo_labels", *common, "--run-dir", tmp_path / "without")
+    made = sorted((tmp_path / "without" / "pseudo_labels").glob("*.png"))
+    assert len(made) == 8
+    for path in made:
+        assert path.read_bytes() == (tmp_path / "with" / "pseudo_labels" / path.name).read_bytes()
+
+
+def test_training_without_masks_keeps_the_last(own_demo, tmp_path):
+    for folder in ("SegmentationClassAug", "saliency_map"):
+        shutil.rmtree(own_demo / folder)
+    run_stage("train_drs", "--data-root", own_demo, "--run-dir", tmp_path, *MACHINE, *TRAINING)
+    best, last = (read(tmp_path / "classifier" / name) for name in ("best.pth", "last.pth"))
+    assert best.rest["epoch"] == last.rest["epoch"] == 2 and same(best.state, last.state)
+    assert set(figures(tmp_path / "classifier")[0]) == {"epoch", "loss", "lr"}
+
+
+# Labelling again
+
+def test_finished_images_are_skipped_and_never_mistaken(demo, run, tmp_path):
+    common = ("--data-root", demo, "--run-dir", tmp_path, *MACHINE,
+              "--checkpoint", run / "refine" / "best.pth")
+    run_stage("make_pseudo_labels", *common)
+    made = sorted((tmp_path / "pseudo_labels").glob("*.png"))
+    content = {path.name: path.read_bytes() for path in made}
+    stamps = {path.name: path.stat().st_mtime_ns for path in made}
+    made[3].unlink()
+    (tmp_path / "pseudo_labels" / f".{made[2].stem}.99.tmp.png").write_bytes(b"a broken write")
+    run_stage("make_pseudo_labels", *common)
+    assert {path.name: path.read_bytes() for path in made} == content
+    assert {p.name for p in made if p.stat().st_mtime_ns != stamps[p.name]} == {made[3].name}
+    # Another rule or checkpoint, for these images or others, does not come to the same folder.
+    for other in (("--alpha", "0.5"), ("--no-ignore",), ("--list", "val", "--alpha", "0.5"),
+                  ("--checkpoint", run / "classifier" / "best.pth")):
+        message = stage_error("make_pseudo_labels", *common, *other)
+        assert "pseudo_labels" in message and "--output-dir" in message
+        assert {path.name: path.read_bytes() for path in made} == content
+    run_stage("make_pseudo_labels", *common, "--list", "val")
+    run_stage("make_pseudo_labels", *common)  # what was made from the same may be added to
+    # Not even --overwrite may leave a mixture behind.
+    assert "--output-dir" in stage_error("make_pseudo_labels", *common, "--alpha", "0.5",
+                                         "--overwrite")
+    assert {path.name: path.read_bytes() for path in made} == content
+    run_stage("make_pseudo_labels", *common, "--overwrite")
+    assert {path.name: path.read_bytes() for path in made} == content
+    assert all(path.stat().st_mtime_ns != stamps[path.name] for path in made)
+
+
+def test_files_of_unknown_origin_are_not_taken_for_ours(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"whose?")
+    with pytest.raises(UserError, match="alpha"):
+        unfinished(tmp_path, ["a", "b"], {"alpha": 0.2}, False, CPU)
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png"}
+    assert unfinished(tmp_path, ["a", "b"], {"alpha": 0.2}, True, CPU) == [0, 1]
+    assert {path.name for path in tmp_path.iterdir()} == {RECORD}
+
+
+# The loop itself, on a network of one layer
+
+class Figures(torch.utils.data.Dataset):
+    """Points on a line."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        x = torch.tensor([key[1] / 8])
+        return {"x": x, "y": 2 * x}
+
+
+def squared(network: nn.Module, batch: dict) -> torch.Tensor:
+    return (network(batch["x"]) - batch["y"]).square().mean()
+
+
+def fit(folder: Path, epochs: int, scores: list[float] | None = None, batch: int = 4,
+        runtime: Runtime = CPU, **arguments) -> tuple[nn.Module, list[dict]]:
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    loader = torch.utils.data.DataLoader(
+        Figures(), batch, sampler=EpochSampler(Figures(), 1, 0, seed=0, drop_last=True))
+    store = TrainingFolder(folder, {"network": "test"}, ["a"], {})
+    remaining = iter(scores or [])
+    history = engine.fit(model, model, loader, squared, optimizer,
+                         MultiStepLR(optimizer, [1, 2]), runtime, store, epochs=epochs,
+                         validate=(lambda: {"miou": next(remaining)}) if scores else None,
+                         **arguments)
+    return model, history
+
+
+def test_learning_rate_falls_at_the_start_of_the_milestones(tmp_path):
+    _, history = fit(tmp_path, 4)
+    assert [row["lr"] for row in history] == pytest.approx([0.1, 0.01, 0.001, 0.001])
+
+
+def test_best_is_the_best_also_after_a_resume(tmp_path):
+    fit(tmp_path, 3, [0.1, 0.5, 0.3])
+    assert read(tmp_path / "best.pth").rest["epoch"] == 2
+    fit(tmp_path, 5, [0.4, 0.5])  # epochs 4 and 5: none is better than 0.5
+    assert read(tmp_path / "best.pth").rest["epoch"] == 2
+    assert read(tmp_path / "last.pth").rest["epoch"] == 5
+    fit(tmp_path, 6, [0.6])
+    assert read(tmp_path / "best.pth").rest["epoch"] == 6
+
+
+def test_a_score_of_zero_is_a_score(tmp_path):
+    fit(tmp_path, 2, [0.0, 0.0])
+    assert read(tmp_path / "best.pth").rest["epoch"] == 1
+
+
+def test_accumulated_batches_are_one_large_batch(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "two").mkdir()
+    one, first = fit(tmp_path / "one", 3, batch=8)
+    two, second = fit(tmp_path / "two", 3, batch=4, accumulate=2)
+    torch.testing.assert_close(one.weight, two.weight)
+    assert read(tmp_path / "one" / "last.pth").rest["step"] == 3
+    assert read(tmp_path / "two" / "last.pth").rest["step"] == 3
+
+
+def test_resume_with_another_precision(tmp_path):
+    plain, history = fit(tmp_path, 2)
+    half = Runtime(torch.device("cpu"), 0, 1, torch.float16)
+    assert half.scaler().is_enabled()
+    _, longer = fit(tmp_path, 3, runtime=half)
+    assert longer[:2] == history and math.isfinite(longer[2]["loss"])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops(tmp_path, bad):
+    class Broken(Figures):
+        def __getitem__(self, key):
+            return {"x": torch.tensor([bad]), "y": torch.zeros(1)}
+
+    loader = torch.utils.data.DataLoader(Broken(), 4, sampler=EpochSampler(
+        Broken(), 1, 0, seed=0))
+    model = nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(FloatingPointError, match="--lr"):
+        engine.train_epoch(model, loader, squared, optimizer, CPU, CPU.scaler())
+
+
+def test_a_training_that_diverges_says_so(demo, tmp_path):
+    message = stage_error("train_drs", "--data-root", demo, "--run-dir", tmp_path, *MACHINE,
+                          *TRAINING, "--lr", "1e30")
+    assert "--lr" in message
+    assert not (tmp_path / "classifier" / "metrics.json").exists()
