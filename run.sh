@@ -135,13 +135,19 @@ stage_evaluate() { # the only stages that open masks are this and the next two
 }
 
 stage_deeplab() { # DeepLab-V2 trained on the pseudo labels, scored on val without and with CRF
-    local deeplab=DeepLab-V2-PyTorch
-    local settings=(-c "$deeplab/configs/$CONFIG" "DATASET.ROOT=$(realpath "$DATA_ROOT")"
+    local main=DeepLab-V2-PyTorch/main.py
+    local settings=(-c "DeepLab-V2-PyTorch/configs/$CONFIG" "DATASET.ROOT=$(realpath "$DATA_ROOT")"
                     "DATASET.LABEL_DIR=$(realpath "$RUN_DIR/pseudo_labels")"
                     "EXP.OUTPUT_DIR=$(realpath -m "$RUN_DIR/deeplab")")
-    run "$deeplab/main.py" train "${settings[@]}"
-    run "$deeplab/main.py" test "${settings[@]}"
-    run "$deeplab/main.py" crf "${settings[@]}"
+    run "$main" train "${settings[@]}"
+    run "$main" test "${settings[@]}" --save-logits --scores "$RUN_DIR/scores/deeplab.json" \
+        --labels-dir "$RUN_DIR/deeplab_labels"
+    if python -c "import pydensecrf.densecrf" 2>/dev/null; then
+        run "$main" crf "${settings[@]}" --stored-logits --labels-dir "$RUN_DIR/deeplab_crf_labels" \
+            --scores "$RUN_DIR/scores/deeplab_crf.json"
+    else
+        echo "warning: no CRF, because pydensecrf is not installed (it needs a C++ compiler)" >&2
+    fi
 }
 
 stage_report() { # the table and the pictures

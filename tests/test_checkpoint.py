@@ -223,7 +223,7 @@ def hostile(kind: str, path: Path, proof: Path) -> None:
     elif kind == "legacy":
         torch.save(content | {"iter": Touch(proof)}, path, _use_new_zipfile_serialization=False)
     elif kind == "plain pickle":
-        path.write_bytes(pickle.dumps({"model": Touch(proof)}))
+        path.write_bytes(pickle.dumps({"model": Touch(proof)}, protocol=2))
     else:  # eval, by way of a harmless name's place
         torch.save(content | {"miou": Evaluated(proof)}, path)
 

@@ -142,14 +142,14 @@ def unknown_class_in_xml(root: Path) -> None:
         "<annotation><object><name>dragon</name></object></annotation>")
 
 
-@spoils("train_000000.xml")
+@spoils("train_000000.xml document type")
 def entity_bomb(root: Path) -> None:
     levels = "".join(f'<!ENTITY l{i} "{f"&l{i - 1};" * 10}">' for i in range(1, 10))
     use_annotations(root).write_text(f'<!DOCTYPE a [<!ENTITY l0 "lol">{levels}]>'
                                      "<annotation>&l9;</annotation>")
 
 
-@spoils("train_000000.xml")
+@spoils("train_000000.xml document type")
 def external_entity(root: Path) -> None:
     use_annotations(root).write_text('<!DOCTYPE a [<!ENTITY f SYSTEM "file:///etc/hostname">]>'
                                      "<annotation><object><name>&f;</name></object></annotation>")

@@ -201,10 +201,10 @@ def test_classifier_maps_are_scaled_to_their_own_maximum():
     assert not model.score_maps(-torch.rand(2, 4, 4), (16, 16)).any()  # no evidence at all
 
 
-def test_upsample_keeps_the_corners():
+def test_upsample_keeps_the_points_of_the_grid():
     maps = torch.randn(2, 4, 5)
     large = upsample(maps, (13, 17))
-    assert torch.allclose(large[:, ::12, ::16], maps[:, ::3, ::4], atol=1e-6)
+    assert torch.allclose(large[:, ::4, ::4], maps, atol=1e-6)
     assert torch.equal(upsample(maps[None], (13, 17))[0], large)
     assert upsample(maps[:0], (13, 17)).shape == (0, 13, 17)
 
