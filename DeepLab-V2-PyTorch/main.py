@@ -169,7 +169,7 @@ def evaluate(args: argparse.Namespace, config: Config, runtime: Runtime, output:
     root = data_root(config)
     entries = root.entries(config.SPLIT.VAL, labels=False)
     dataset = VOCDataset(root, entries, transforms.inference(config.IMAGE.MEAN),
-                         mask_dir=root.root / config.DATASET.MASK_DIR, pixels=with_crf)
+                         mask_dir=config.DATASET.MASK_DIR or root.mask_dir, pixels=with_crf)
     loader = inference_loader(dataset, range(len(dataset)), 1, runtime, config.RUN.NUM_WORKERS,
                               collate)
     store = LogitStore(place(config, "features", config.SPLIT.VAL) / "logits",

@@ -77,7 +77,7 @@ def main() -> None:
     if not items:
         parser.error(f"{args.logits} holds no .npz file")
     variants = {f"negligible < {value:g}": CRFParams(negligible=value)
-                for value in (0.0, 1e-3, CRFParams().negligible, 0.05)}
+                for value in (0.0, 0.01, 0.05, 0.1, 0.2)}
     seconds = dict.fromkeys(variants, 0.0)
     same, worst = dict.fromkeys(variants, 0.0), dict.fromkeys(variants, 1.0)
     kept = dict.fromkeys(variants, 0.0)

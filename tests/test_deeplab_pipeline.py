@@ -32,7 +32,7 @@ spec.loader.exec_module(main)
 
 CONFIG = """
 EXP: {{ID: tiny, OUTPUT_DIR: {out}}}
-DATASET: {{ROOT: {root}, LABEL_DIR: SegmentationClassAug}}
+DATASET: {{ROOT: {root}, LABEL_DIR: {root}/SegmentationClassAug}}
 IMAGE: {{CROP: 49, SCALES: [0.75, 1.0, 1.25]}}
 MODEL: {{NAME: small, BLOCKS: [1, 1, 1, 1], WIDTH: 0.125}}
 SOLVER: {{ITER_MAX: 5, ITER_SAVE: 2, ITER_SIZE: 2, BATCH_SIZE: 4, LR: 0.001, LR_DECAY: 1}}

@@ -259,6 +259,11 @@ class TrainingFolder:
         for path in (self.last, self.best):
             path.unlink(missing_ok=True)
 
+    def sweep(self) -> None:
+        """Remove what a killed process left of a checkpoint that it was writing."""
+        for path in self.folder.glob(".*.tmp.pth"):
+            path.unlink(missing_ok=True)
+
     def resume(self) -> dict[str, Any] | None:
         """The state in `last.pth`, or None where there is none.
 

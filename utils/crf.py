@@ -41,7 +41,7 @@ class CRFParams:
     bilateral_weight: float = 4.0
     bilateral_xy: float = 67.0
     bilateral_rgb: float = 3.0
-    negligible: float = 0.01
+    negligible: float = 0.05
 
 
 def require_crf() -> None:

@@ -3,6 +3,9 @@
 #   setup_environment FILE...   installs the requirements FILEs into the active environment, or
 #                               into .venv (made first if need be), when they have changed.
 
+# Threads that wait by spinning slow each other down manifold where processes share few cores.
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+
 _python() {  # the first Python on the PATH that is new enough
     local name
     for name in python3 python3.13 python3.12 python3.11 python3.10 python; do

@@ -174,8 +174,10 @@ def _amp_dtype(amp: str, device: torch.device) -> torch.dtype | None:
 def _fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(torch.cpu.get_capabilities().get("amx_bf16")) \
-        if hasattr(torch.cpu, "get_capabilities") else False
+    if not hasattr(torch.cpu, "get_capabilities"):  # older PyTorch cannot tell
+        return False
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def shutdown() -> None:

@@ -35,8 +35,10 @@ def train_network(args: argparse.Namespace, runtime: Runtime, model: Any, classe
         val_set: images with masks that choose the best checkpoint; None: the last is the best.
     """
     store = TrainingFolder(args.output_dir, model.config, classes, shaping_options(args))
-    if args.overwrite and runtime.main:
-        store.clear()
+    if runtime.main:
+        store.sweep()
+        if args.overwrite:
+            store.clear()
     runtime.barrier()
     if not store.last.exists():
         init_trunk(model, args.init)

@@ -37,8 +37,8 @@ class Exp:
 @dataclass(frozen=True)
 class Dataset:
     ROOT: Path | None = None
-    LABEL_DIR: str = "refined_pseudo_segmentation_labels"
-    MASK_DIR: str = "SegmentationClassAug"
+    LABEL_DIR: Path | None = None
+    MASK_DIR: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Crf:
     BI_W: float = at_least(0, 4)
     BI_XY_STD: float = at_least(0.01, 67)
     BI_RGB_STD: float = at_least(0.01, 3)
-    NEGLIGIBLE: float = at_least(0, 0.01)
+    NEGLIGIBLE: float = at_least(0, 0.05)
     PROCESSES: int = at_least(0, 0)
 
 

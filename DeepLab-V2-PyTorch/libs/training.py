@@ -25,6 +25,7 @@ from utils.logging import ScalarWriter
 from utils.runtime import Runtime
 
 log = logging.getLogger("drs")
+LABELS = "refined_pseudo_segmentation_labels"  # in the data root, as in the official project
 NO_DECAY = ("batch_norm", "aspp_biases")
 # Options that do not shape the result: a training may go on with others.
 NEUTRAL = ("EVAL.", "CRF.", "RUN.", "EXP.OUTPUT_DIR", "EXP.ID", "DATASET.ROOT", "DATASET.MASK_DIR",
@@ -98,7 +99,7 @@ def train(config: Config, root: DataRoot, folder: Path, runtime: Runtime,
     dataset = VOCDataset(
         root, root.entries(config.SPLIT.TRAIN),
         transforms.training(config.IMAGE.MEAN, config.IMAGE.SCALES, config.IMAGE.CROP),
-        mask_dir=root.root / config.DATASET.LABEL_DIR, seed=config.EXP.SEED)
+        mask_dir=config.DATASET.LABEL_DIR or root.root / LABELS, seed=config.EXP.SEED)
     loader = training_loader(
         dataset, solver.BATCH_SIZE, solver.ITER_MAX * solver.ITER_SIZE,
         solver.ITER_SAVE * solver.ITER_SIZE, config.EXP.SEED, runtime, config.RUN.NUM_WORKERS)
