@@ -58,6 +58,7 @@ def main(args: argparse.Namespace) -> None:
             raise UserError("--background crf: score the labels that make_pseudo_labels.py writes "
                             "with it (--labels-dir)")
     begin(args, {"predictions": folder, "masks": mask_dir, "list": args.list})
+    torch.set_num_threads(1)  # each image is little work: more threads only wait for each other
     names = ["background", *root.classes]
     alphas = args.alphas or [args.alpha]
     matrices = {alpha: ConfusionMatrix(len(names), args.unlabelled) for alpha in alphas}

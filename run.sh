@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The whole pipeline, from images and image-level labels to DeepLab-V2's scores.
 set -euo pipefail
+CALLER="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 usage() {
@@ -11,11 +12,11 @@ Without --data-root it runs on the built-in demo data: no download, CPU or GPU, 
 With it, it is the paper's run on a VOC 2012 folder.
 
   --data-root DIR     data set in VOC 2012 layout (see README)
-  --demo small|large  size of the demo (default: small)
-  --run-dir DIR       where all output goes (default: runs/demo-SIZE or runs/NAME OF DATA ROOT)
+  --run-dir DIR       where all output goes (default: runs/NAME OF DATA ROOT)
   --stages LIST       comma-separated stages to run, in this order (default: all of them):
                       data,cam,drs,maps,refine,labels,evaluate,deeplab,report
   --gpus N            processes, one a GPU (default: 1); on a machine without a GPU, CPU processes
+  --seed N            of the demo data and of all trainings (default: 0)
   --help              this text
 
 An interrupted run goes on where it was when the same command is given again.
@@ -28,49 +29,52 @@ fail() {
 }
 
 ALL_STAGES=data,cam,drs,maps,refine,labels,evaluate,deeplab,report
-DATA_ROOT="" DEMO=small RUN_DIR="" STAGES=$ALL_STAGES GPUS=1
+DATA_ROOT="" RUN_DIR="" STAGES=$ALL_STAGES GPUS=1 SEED=0
 while [ $# -gt 0 ]; do
     case "$1" in
         --help|-h) usage; exit 0 ;;
-        --data-root|--demo|--run-dir|--stages|--gpus)
+        --data-root|--run-dir|--stages|--gpus|--seed)
             [ $# -ge 2 ] || fail "$1 needs a value" ;;
         *) usage >&2; fail "unknown option $1" ;;
     esac
     case "$1" in
-        --data-root) DATA_ROOT="$2"; [ -n "$2" ] || fail "--data-root is empty" ;;
-        --demo) DEMO="$2" ;;
-        --run-dir) RUN_DIR="$2" ;;
+        --data-root|--run-dir) # relative to where the command was given
+            [ -n "$2" ] || fail "$1 is empty"
+            path="$(cd "$CALLER" && realpath -m --relative-base="$OLDPWD" "$2")"
+            if [ "$1" = --run-dir ]; then RUN_DIR="$path"; else DATA_ROOT="$path"; fi ;;
         --stages) STAGES="$2" ;;
         --gpus) GPUS="$2" ;;
+        --seed) SEED="$2" ;;
     esac
     shift 2
 done
 [[ "$GPUS" =~ ^[1-9][0-9]*$ ]] || fail "--gpus must be a number from 1, got '$GPUS'"
+[[ "$SEED" =~ ^[0-9]+$ ]] || fail "--seed must be a number, got '$SEED'"
 for stage in ${STAGES//,/ }; do
     [[ ",$ALL_STAGES," == *",$stage,"* ]] || fail "--stages: no stage '$stage'; there are $ALL_STAGES"
 done
 
-# Settings of the three runs. What is not set here has the paper's value as its default.
+# Settings of the two runs. What is not set here has the paper's value as its default.
 if [ -n "$DATA_ROOT" ]; then
     RUN_DIR="${RUN_DIR:-runs/$(basename "$(realpath -m "$DATA_ROOT")")}"
     CONFIG=voc12.yaml
     [ "$GPUS" -lt 2 ] || CONFIG=voc12_2gpu.yaml
-    CAM=() DRS=() REFINE=() INIT=imagenet
+    CAM=(--seed "$SEED") DRS=("${CAM[@]}") REFINE=("${CAM[@]}") INIT=imagenet
     SCORED=train # the images whose pseudo labels are scored
-elif [ "$DEMO" = small ] || [ "$DEMO" = large ]; then
-    DATA_ROOT="data/demo-$DEMO" RUN_DIR="${RUN_DIR:-runs/demo-$DEMO}" CONFIG=demo.yaml
+else
+    DATA_ROOT=data/demo
+    [ "$SEED" = 0 ] || DATA_ROOT="data/demo-seed$SEED"
+    RUN_DIR="${RUN_DIR:-runs/$(basename "$DATA_ROOT")}" CONFIG=demo.yaml
     # `single` is the stand-in for ImageNet. CAM and DRS differ in --drs alone. A short training
     # from such a start needs a gentler suppression than the paper's 0.55 (README).
-    DEMO_DATA=(--classes 6 --train 400 --val 100 --single 600 --size 240)
-    NETWORK=(--width 0.125 --batch-norm --image-size 224 --val-list none)
+    DEMO_DATA=(--classes 6 --train 400 --val 100 --single 600 --size 240 --seed "$SEED")
+    NETWORK=(--width 0.125 --batch-norm --image-size 224 --val-list none --seed "$SEED")
     PRETRAIN=("${NETWORK[@]}" --epochs 10 --lr 0.01 --batch-size 16 --milestones 7 9)
     CAM=("${NETWORK[@]}" --epochs 8 --lr 0.02 --batch-size 8 --milestones 6 8)
     DRS=("${CAM[@]}" --drs fixed --delta 0.7)
     REFINE=("${NETWORK[@]}" --epochs 18 --lr 0.001 --batch-size 8 --milestones 12 16)
     INIT="$RUN_DIR/pretrain/last.pth"
     SCORED=train_aug
-else
-    fail "--demo must be small or large, got '$DEMO'"
 fi
 
 source utils/environment.sh
@@ -99,6 +103,9 @@ stage_data() {
         python -m datasets.synthetic "$DATA_ROOT" "${DEMO_DATA[@]}"
     else
         python -m datasets.voc check "$DATA_ROOT" --quick --strict
+        # Better now than after the hours that the stages before DeepLab take.
+        [[ ",$STAGES," != *,deeplab,* ]] || [ -f checkpoints/deeplabv1_resnet101-coco.pth ] ||
+            fail "checkpoints/deeplabv1_resnet101-coco.pth: missing (python download.py deeplab-init)"
     fi
 }
 
@@ -140,7 +147,7 @@ stage_deeplab() { # DeepLab-V2 trained on the pseudo labels, scored on val witho
     local main=DeepLab-V2-PyTorch/main.py
     local settings=(-c "DeepLab-V2-PyTorch/configs/$CONFIG" "DATASET.ROOT=$(realpath "$DATA_ROOT")"
                     "DATASET.LABEL_DIR=$(realpath "$RUN_DIR/pseudo_labels")"
-                    "EXP.OUTPUT_DIR=$(realpath -m "$RUN_DIR/deeplab")")
+                    "EXP.OUTPUT_DIR=$(realpath -m "$RUN_DIR/deeplab")" "EXP.SEED=$SEED")
     run "$main" train "${settings[@]}"
     run "$main" test "${settings[@]}" --save-logits --scores "$RUN_DIR/scores/deeplab.json" \
         --labels-dir "$RUN_DIR/deeplab_labels"
