@@ -166,6 +166,7 @@ stage_report() { # the table and the pictures
 STAGE=""
 trap '[ $? -eq 0 ] || echo "error: stage ${STAGE:-set-up} failed; the same command goes on from here" >&2' EXIT
 for STAGE in ${STAGES//,/ }; do
+    printf '\n### %s\n' "$STAGE"
     "stage_$STAGE"
 done
 echo "all output is in $RUN_DIR"

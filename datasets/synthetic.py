@@ -15,7 +15,6 @@ creature each: the stand-in for ImageNet.
 
 import argparse
 import json
-import logging
 import os
 import shutil
 import tempfile
@@ -33,8 +32,9 @@ from PIL import Image
 
 from datasets.creatures import CLASS_NAMES, COATS, HEADS, Pen, smooth_noise
 from utils.labels import IGNORE, SALIENCY_THRESHOLD, save_label
+from utils.logging import get_logger, progress, setup_logging
 
-log = logging.getLogger(__name__)
+log = get_logger()
 SPLITS = ("train", "val", "single")  # a position here is part of each image's seed
 OVERSAMPLING = 2  # pictures are drawn so much larger, then averaged down: smooth edges
 ATTEMPTS = 20  # to place the creatures of a scene
@@ -177,7 +177,8 @@ def _write_all(root: Path, spec: DemoSpec, workers: int) -> None:
         lines = list(map(draw, jobs))
     else:
         with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-            lines = list(pool.map(draw, jobs, chunksize=16))
+            made = pool.map(draw, jobs, chunksize=16)
+            lines = list(progress(made, "demo data", total=len(jobs), unit="image"))
     train, rest = lines[:spec.train], lines[spec.train:]
     for name, content in (("train_aug", train), ("train", train[::4]), ("val", rest[:spec.val]),
                           ("single", rest[spec.val:])):
@@ -228,7 +229,7 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     parser.add_argument("--overwrite", action="store_true", help="replace another demo data set")
     args = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    setup_logging()
     try:
         generate(**vars(args))
     except (ValueError, OSError) as error:
