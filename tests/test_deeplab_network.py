@@ -36,6 +36,13 @@ def test_golden_logits():
     assert relative_error(logits, GOLDEN["deeplab_logits"]) < 1e-4
 
 
+def test_images_of_one_pixel_have_logits():
+    model = small().eval()
+    with torch.inference_mode():
+        for size in ((1, 1), (1, 40)):
+            assert model(rnd("pixel", (1, 3, *size))).isfinite().all()
+
+
 def test_golden_training():
     model = load_golden(small()).train()
     groups = model.parameter_groups()

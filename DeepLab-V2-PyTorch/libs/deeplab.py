@@ -88,8 +88,11 @@ class MultiScale(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor] | Tensor:
         maps = [self.base(images)]
         for scale in self.scales:
-            maps.append(self.base(F.interpolate(images, scale_factor=scale, mode="bilinear",
-                                                align_corners=False)))
+            # By factor, as the published network does; only a side of one pixel cannot be halved.
+            how = {"scale_factor": scale} if min(images.shape[2:]) * scale >= 1 else {
+                "size": [max(1, int(side * scale)) for side in images.shape[2:]]}
+            maps.append(self.base(F.interpolate(images, mode="bilinear", align_corners=False,
+                                                **how)))
         size = maps[0].shape[2:]
         largest = maps[0]
         for logits in maps[1:]:
