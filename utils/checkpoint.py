@@ -254,14 +254,16 @@ class TrainingFolder:
         self._record = {"format": FORMAT, "network": dict(network), "classes": list(classes),
                         "options": dict(options)}
 
+    def prepare(self, overwrite: bool) -> None:
+        """Remove what a killed process left half-written and, to start over, the checkpoints."""
+        for path in self.folder.glob(".*.tmp.pth"):
+            path.unlink(missing_ok=True)
+        if overwrite:
+            self.clear()
+
     def clear(self) -> None:
         """Forget an earlier training."""
         for path in (self.last, self.best):
-            path.unlink(missing_ok=True)
-
-    def sweep(self) -> None:
-        """Remove what a killed process left of a checkpoint that it was writing."""
-        for path in self.folder.glob(".*.tmp.pth"):
             path.unlink(missing_ok=True)
 
     def resume(self) -> dict[str, Any] | None:

@@ -36,9 +36,7 @@ def train_network(args: argparse.Namespace, runtime: Runtime, model: Any, classe
     """
     store = TrainingFolder(args.output_dir, model.config, classes, shaping_options(args))
     if runtime.main:
-        store.sweep()
-        if args.overwrite:
-            store.clear()
+        store.prepare(args.overwrite)
     runtime.barrier()
     if not store.last.exists():
         init_trunk(model, args.init)

@@ -108,8 +108,8 @@ def train(config: Config, root: DataRoot, folder: Path, runtime: Runtime,
                for key, value in values.items()}
     store = TrainingFolder(folder, model.config, root.classes, {
         name: value for name, value in options.items() if not name.startswith(NEUTRAL)})
-    if overwrite and runtime.main:
-        store.clear()
+    if runtime.main:
+        store.prepare(overwrite)
     runtime.barrier()
     if not store.last.exists():
         initialise(model, config.MODEL.INIT_MODEL)
