@@ -205,32 +205,6 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
     model.load_state_dict(dict(state))
 
 
-def init_trunk(model: Any, source: str) -> None:
-    """Give `model` its initial trunk: "imagenet", "none" (random) or a checkpoint file.
-
-    Raises:
-        UserError: the weights cannot be fetched or do not fit.
-    """
-    if source == "none":
-        log.info("initial weights: random")
-        return
-    if source == "imagenet":
-        try:
-            model.load_imagenet()
-        except (OSError, RuntimeError) as error:  # no network, or a broken download
-            raise UserError(
-                f"--init imagenet: torchvision's VGG-16 weights cannot be loaded ({error}); "
-                "download vgg16-397923af.pth into ~/.cache/torch/hub/checkpoints/, or use "
-                "--init none or --init FILE") from error
-        log.info("initial weights: torchvision's ImageNet VGG-16")
-        return
-    try:
-        names = model.load_trunk(read(source).state)
-    except ValueError as error:
-        raise UserError(f"--init {source}: {error}") from error
-    log.info("initial weights: %d trunk tensors of %s; head and DRS at random", len(names), source)
-
-
 def save(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write `content` with torch.save, atomically."""
     # A file object, because torch.save reports a failed write to a path as a RuntimeError.

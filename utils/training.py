@@ -1,4 +1,4 @@
-"""What the two trainings on image-level labels share, from optimizer to metrics file."""
+"""What the two trainings on image-level labels share, from initial weights to metrics file."""
 
 import argparse
 import logging
@@ -11,15 +11,41 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
 from torch.utils.data import Dataset
 
-from utils.checkpoint import TrainingFolder, init_trunk
+from utils.checkpoint import TrainingFolder, read
 from utils.engine import Batch, fit, named_groups
 from utils.evaluation import pseudo_label_scores
-from utils.files import write_json
+from utils.files import UserError, write_json
 from utils.logging import ScalarWriter
 from utils.runtime import Runtime, inference_loader, training_loader
 from utils.stage import shaping_options
 
 log = logging.getLogger("drs")
+
+
+def init_trunk(model: Any, source: str) -> None:
+    """Give `model` its initial trunk: "imagenet", "none" (random) or a checkpoint file.
+
+    Raises:
+        UserError: the weights cannot be fetched or do not fit.
+    """
+    if source == "none":
+        log.info("initial weights: random")
+        return
+    if source == "imagenet":
+        try:
+            model.load_imagenet()
+        except (OSError, RuntimeError) as error:  # no network, or a broken download
+            raise UserError(
+                f"--init imagenet: torchvision's VGG-16 weights cannot be loaded ({error}); "
+                "download vgg16-397923af.pth into ~/.cache/torch/hub/checkpoints/, or use "
+                "--init none or --init FILE") from error
+        log.info("initial weights: torchvision's ImageNet VGG-16")
+        return
+    try:
+        names = model.load_trunk(read(source).state)
+    except ValueError as error:
+        raise UserError(f"--init {source}: {error}") from error
+    log.info("initial weights: %d trunk tensors of %s; head and DRS at random", len(names), source)
 
 
 def train_network(args: argparse.Namespace, runtime: Runtime, model: Any, classes: list[str],
