@@ -16,10 +16,10 @@ from datasets.layout import DataRoot
 from datasets.voc import read_companion, read_image, require_files
 from utils import options
 from utils.files import UserError, write_json
-from utils.labels import SALIENCY_THRESHOLD, background_scores, fuse
+from labelling.labels import SALIENCY_THRESHOLD, background_scores, fuse
 from utils.logging import get_logger, progress
-from utils.maps import load_maps
-from utils.metrics import ConfusionMatrix, Scores
+from labelling.maps import load_maps
+from labelling.metrics import ConfusionMatrix, Scores
 from utils.stage import begin, launch
 
 log = get_logger()

@@ -1,7 +1,7 @@
 """Between the steps: multi-scale localization maps of a list of images.
 
 In: images, their labels and a checkpoint (the classifier's, or the refinement network's).
-Out: OUTPUT_DIR/ID.png, 8-bit maps of the classes present (`utils/maps.py`). Finished images are
+Out: OUTPUT_DIR/ID.png, 8-bit maps of the classes present (`labelling/maps.py`). Finished images are
 skipped when it is started again.
 """
 
@@ -15,7 +15,7 @@ from datasets.voc import VOCDataset, collate
 from models import build
 from utils import checkpoint, options
 from utils.engine import predict
-from utils.maps import save_maps
+from labelling.maps import save_maps
 from utils.runtime import inference_loader
 from utils.stage import begin, labelling_todo, launch, report_failures
 

@@ -17,12 +17,12 @@ from datasets.layout import DataRoot
 from datasets.voc import VOCDataset, collate
 from models import build
 from utils import checkpoint, options
-from utils.crf import crf_labels, require_crf, score_probabilities
+from labelling.crf import crf_labels, require_crf, score_probabilities
 from utils.engine import predict
 from utils.files import output_folder
-from utils.labels import IGNORE, background_scores, fuse, save_label
+from labelling.labels import IGNORE, background_scores, fuse, save_label
 from utils.logging import get_logger
-from utils.maps import save_maps
+from labelling.maps import save_maps
 from utils.runtime import inference_loader
 from utils.stage import begin, labelling_todo, launch, report_failures
 

@@ -16,11 +16,11 @@ from datasets.layout import DataRoot, Entry
 from datasets.voc import read_image
 from utils import options
 from utils.files import UserError, atomic_write
-from utils.labels import read_label
+from labelling.labels import read_label
 from utils.logging import get_logger
-from utils.maps import load_maps
+from labelling.maps import load_maps
 from utils.stage import begin, launch
-from utils.visualize import overlay_label, overlay_maps, save_grid
+from labelling.visualize import overlay_label, overlay_maps, save_grid
 
 log = get_logger()
 # Name of the result (RUN_DIR/scores/NAME.json) and its row in the table, in the order of the data.

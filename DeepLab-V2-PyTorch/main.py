@@ -32,14 +32,14 @@ from libs.deeplab import MultiScale, build
 from libs.inference import LogitStore, Sample, run_network, segment
 from libs.init import with_prefix
 from utils import checkpoint
-from utils.crf import CRFParams, require_crf
+from labelling.crf import CRFParams, require_crf
 from utils.files import UserError, output_folder, write_json
-from utils.labels import save_label
+from labelling.labels import save_label
 from utils.logging import get_logger
-from utils.metrics import ConfusionMatrix
+from labelling.metrics import ConfusionMatrix
 from utils.runtime import Runtime, inference_loader, setup
 from utils.stage import announce, fingerprint, launch, report_failures, unfinished
-from utils.visualize import overlay_label, save_image
+from labelling.visualize import overlay_label, save_image
 
 log = get_logger()
 

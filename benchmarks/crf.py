@@ -20,7 +20,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.crf import CRFParams, crf_label, crf_labels, require_crf
+from labelling.crf import CRFParams, crf_label, crf_labels, require_crf
 
 CLASSES, SIZE, STRIDE = 21, (375, 500), 8
 

@@ -28,7 +28,7 @@ from models.classifier import Classifier
 from utils import runtime as runtimes
 from utils.engine import predict
 from utils.logging import setup_logging
-from utils.maps import load_maps, save_maps
+from labelling.maps import load_maps, save_maps
 from utils.runtime import Runtime, inference_loader
 
 SIZE, SCALES = 320, (256, 320, 384)

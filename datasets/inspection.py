@@ -17,7 +17,7 @@ import numpy as np
 from datasets.layout import DataRoot, annotated_classes
 from datasets.voc import match_image, read_image
 from utils.files import UserError
-from utils.labels import IGNORE, SALIENCY_THRESHOLD, read_label
+from labelling.labels import IGNORE, SALIENCY_THRESHOLD, read_label
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 CHUNK = 32  # images handed to a process at once

@@ -31,7 +31,7 @@ from numpy.random import Generator
 from PIL import Image
 
 from datasets.creatures import CLASS_NAMES, COATS, HEADS, Pen, smooth_noise
-from utils.labels import IGNORE, SALIENCY_THRESHOLD, save_label
+from labelling.labels import IGNORE, SALIENCY_THRESHOLD, save_label
 from utils.logging import get_logger, progress, setup_logging
 
 log = get_logger()

@@ -21,8 +21,8 @@ from torchvision.transforms.v2 import functional as F
 from datasets import transforms
 from datasets.layout import DataRoot, Entry, label_vector
 from utils.files import UserError
-from utils.labels import SALIENCY_THRESHOLD, read_label
-from utils.maps import dense_maps, load_maps
+from labelling.labels import SALIENCY_THRESHOLD, read_label
+from labelling.maps import dense_maps, load_maps
 from utils.options import resolve_background
 
 log = logging.getLogger("drs")

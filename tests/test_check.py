@@ -9,7 +9,7 @@ from PIL import Image
 
 from datasets import check
 from datasets.layout import VOC_CLASSES, DataRoot
-from utils.labels import save_label
+from labelling.labels import save_label
 
 NAMES = ("2007_01", "2007_02", "2007_03", "2007_04")
 LABELS = ((0, 14), (1,), (14,), (2, 7))

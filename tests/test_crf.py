@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from golden_recipe import GOLDEN
 
-from utils.crf import CRFParams, crf_label, crf_labels, dense_crf
+from labelling.crf import CRFParams, crf_label, crf_labels, dense_crf
 from utils.files import UserError
 
 

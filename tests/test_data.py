@@ -15,8 +15,8 @@ from datasets import transforms
 from datasets.layout import VOC_CLASSES, DataRoot, Entry, label_vector
 from datasets.voc import VOCDataset, collate, read_companion, read_image, validation_set
 from utils.files import UserError
-from utils.labels import save_label
-from utils.maps import save_maps
+from labelling.labels import save_label
+from labelling.maps import save_maps
 from utils.runtime import Runtime, inference_loader, training_loader
 
 CPU = torch.device("cpu")

@@ -22,8 +22,8 @@ from libs.inference import segment
 from libs.losses import resize_labels
 from utils import checkpoint
 from utils.files import UserError
-from utils.labels import read_label, voc_palette
-from utils.metrics import ConfusionMatrix
+from labelling.labels import read_label, voc_palette
+from labelling.metrics import ConfusionMatrix
 from utils.stage import launch
 
 spec = importlib.util.spec_from_file_location("deeplab_main", DEEPLAB / "main.py")

@@ -16,7 +16,7 @@ from PIL import Image
 from datasets.layout import DataRoot
 from models.classifier import Classifier
 from utils.files import UserError, atomic_write, output_folder, write_json
-from utils.labels import save_label
+from labelling.labels import save_label
 from utils.options import number
 from utils.runtime import setup
 

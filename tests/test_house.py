@@ -11,7 +11,7 @@ import pytest
 from helpers import ROOT
 
 DEEPLAB = ROOT / "DeepLab-V2-PyTorch"
-ROOMS = {"models", "datasets", "utils"}
+ROOMS = {"models", "datasets", "labelling", "utils"}
 SCRIPTS = sorted(ROOT.glob("*.py"))
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if not any(
     part in ("runs", "data", "tests", "__pycache__") or part.startswith(".")
@@ -65,9 +65,12 @@ def test_models_and_datasets_do_not_import_each_other():
         assert not tops(path) & {"models", *(script.stem for script in SCRIPTS)}, name(path)
 
 
-def test_utils_import_nothing_above_them():
+def test_utils_and_labelling_import_nothing_above_them():
+    above = {"models", "datasets", *(script.stem for script in SCRIPTS)}
+    for path in room("labelling"):
+        assert not tops(path) & above, name(path)
     for path in room("utils"):
-        assert not tops(path) & {"models", "datasets", *(s.stem for s in SCRIPTS)}, name(path)
+        assert not tops(path) & {"labelling", *above}, name(path)
 
 
 def test_scripts_do_not_import_each_other():
@@ -133,8 +136,8 @@ def test_nothing_stands_twice():
 
 
 def test_a_copy_would_be_found(tmp_path):
-    (tmp_path / "a.py").write_text((ROOT / "utils" / "maps.py").read_text())
-    assert copies([ROOT / "utils" / "maps.py", tmp_path / "a.py"])
+    (tmp_path / "a.py").write_text((ROOT / "labelling" / "maps.py").read_text())
+    assert copies([ROOT / "labelling" / "maps.py", tmp_path / "a.py"])
 
 
 def test_nothing_runs_at_import():

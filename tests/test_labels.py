@@ -8,9 +8,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from utils.files import UserError
-from utils.labels import background_scores, colorize, fuse, read_label, save_label, voc_palette
-from utils.maps import KEY, dense_maps, load_maps, save_maps
-from utils.metrics import ConfusionMatrix
+from labelling.labels import background_scores, colorize, fuse, read_label, save_label, voc_palette
+from labelling.maps import KEY, dense_maps, load_maps, save_maps
+from labelling.metrics import ConfusionMatrix
 
 # What stands in a pixel: scores of classes 2, 5 and 9; its saliency; the label without and with
 # the ignore steps. Labels are 3, 6 and 10.
@@ -43,7 +43,7 @@ def test_label_rule(case):
     before = scores.clone()
     background = background_scores((2, 3), torch.full((2, 3), salient), 0.5)
     for ignore, expected in ((False, plain), (True, ignoring)):
-        label = fuse(scores, [2, 5, 9], background, ignore=ignore)
+        label = fuse(scores, [2, 5, 9], background, alpha=0.2, ignore=ignore)
         assert label.dtype == torch.uint8 and label.shape == (2, 3)
         assert (label == expected).all(), (case, label)
     assert torch.equal(scores, before)
@@ -58,7 +58,7 @@ def test_label_rule_with_a_constant_background():
 
 def test_label_rule_without_classes():
     saliency = torch.tensor([[0, 1]])
-    label = fuse(torch.zeros(0, 1, 2), [], background_scores((1, 2), saliency, 0.0))
+    label = fuse(torch.zeros(0, 1, 2), [], background_scores((1, 2), saliency, 0.0), alpha=0.2)
     assert label.tolist() == [[0, 255]]
 
 

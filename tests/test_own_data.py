@@ -16,9 +16,9 @@ from PIL import Image
 import make_pseudo_labels
 from datasets.layout import DataRoot, Entry
 from datasets.voc import read_image
-from utils.crf import crf_label, score_probabilities
-from utils.labels import IGNORE, background_scores, fuse, read_label
-from utils.maps import load_maps
+from labelling.crf import crf_label, score_probabilities
+from labelling.labels import IGNORE, background_scores, fuse, read_label
+from labelling.maps import load_maps
 
 # The document's commands are run as they stand but for this: trainings that take a second, and no
 # processes that take longer to start than to work.
@@ -255,7 +255,7 @@ def test_threshold_is_a_constant_score_against_the_maps(odd, tmp_path):
 def test_a_constant_background_never_leaves_unclaimed_pixels_open():
     scores = torch.zeros(1, 3, 4)
     for constant in (1e-6, 0.2, 1.0):
-        assert not fuse(scores, [4], background_scores((3, 4), None, constant)).any()
+        assert not fuse(scores, [4], background_scores((3, 4), None, constant), alpha=0.2).any()
 
 
 def test_a_background_score_below_alpha_is_pointed_out(odd, tmp_path, capsys):
@@ -281,7 +281,7 @@ def test_the_crf_moves_labels_to_borders_and_keeps_what_is_ignored(processes):
     pixels[:, :30] = (200, 30, 30)
     score = np.clip(1.4 - np.arange(60) / 32, 0, 1)  # strays over the border at column 30
     scores = torch.from_numpy(np.tile(score, (1, 40, 1))).float()
-    rough = fuse(scores, [6], background_scores((40, 60), None, 0.2)).numpy()
+    rough = fuse(scores, [6], background_scores((40, 60), None, 0.2), alpha=0.2).numpy()
     rough[0, 0] = IGNORE
     assert (rough[:, 34] == 7).all()
     made = list(make_pseudo_labels.sharpened(

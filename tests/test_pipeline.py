@@ -11,9 +11,9 @@ from PIL import Image
 
 from datasets.layout import DataRoot
 from utils.checkpoint import read
-from utils.labels import read_label
-from utils.maps import load_maps
-from utils.metrics import ConfusionMatrix
+from labelling.labels import read_label
+from labelling.maps import load_maps
+from labelling.metrics import ConfusionMatrix
 
 NAMES = [f"train_{i:06d}.png" for i in range(8)]
 NETWORK = (*MACHINE, *TRAINING, "--batch-norm")

@@ -1,1 +1,1 @@
-"""What every stage shares: runtime, loops, checkpoints, maps, labels, metrics, CRF, logging."""
+"""What every stage shares: options, runtime, loops, checkpoints, files, logging."""

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from utils.files import UserError
-from utils.labels import ALPHA
 
 
 def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False
@@ -117,8 +116,8 @@ def add_checkpoint(parser: argparse.ArgumentParser, default: str) -> None:
 def add_labelling(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     """Options of the rule that turns maps into labels. Returns the group to add to."""
     group = parser.add_argument_group("labels")
-    group.add_argument("--alpha", type=share, default=ALPHA,
-                       help="localization scores below are no evidence")
+    group.add_argument("--alpha", type=share, default=0.2,
+                       help="localization scores below are no evidence (paper, \"Experiments\")")
     group.add_argument("--background", choices=("saliency", "threshold", "crf"),
                        help="background cue: saliency maps (the default where they are), a "
                             "constant score, or that sharpened by a CRF")

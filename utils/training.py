@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from utils.checkpoint import TrainingFolder, read
 from utils.engine import Batch, fit, named_groups
-from utils.evaluation import pseudo_label_scores
+from labelling.validation import pseudo_label_scores
 from utils.files import UserError, write_json
 from utils.logging import ScalarWriter
 from utils.runtime import Runtime, inference_loader, training_loader

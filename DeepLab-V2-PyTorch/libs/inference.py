@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from utils import engine
-from utils.crf import CRFParams, crf_labels
+from labelling.crf import CRFParams, crf_labels
 from utils.files import UserError, atomic_write, write_json
 from utils.logging import progress
 from utils.runtime import Runtime

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.labels import IGNORE
+from labelling.labels import IGNORE
 
 ONLINE_MODES = ("official", "masked", "off")
 

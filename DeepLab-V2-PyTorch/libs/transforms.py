@@ -15,7 +15,7 @@ from torch import Tensor
 from datasets.transforms import Transform
 from libs.losses import resize_labels
 from utils.files import UserError
-from utils.labels import IGNORE
+from labelling.labels import IGNORE
 
 
 def training(mean: Sequence[float], scales: Sequence[float], crop: int) -> Transform:

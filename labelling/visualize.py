@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 
 from utils.files import atomic_write
-from utils.labels import IGNORE, colorize
+from labelling.labels import IGNORE, colorize
 
 
 def overlay_maps(image: np.ndarray, maps: np.ndarray) -> np.ndarray:

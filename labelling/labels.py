@@ -13,7 +13,6 @@ from utils.files import UserError, atomic_write
 
 IGNORE = 255
 SALIENCY_THRESHOLD = 50  # a saliency pixel is foreground above this value of 255
-ALPHA = 0.20  # scores below are no evidence (paper, section "Experiments")
 CONFLICT_SCORE = 0.9  # a pixel with more than CONFLICT_COUNT scores above this is ignored
 CONFLICT_COUNT = 2
 
@@ -78,7 +77,7 @@ def background_scores(size: tuple[int, int], saliency: Tensor | None,
 
 
 def fuse(scores: Tensor, classes: Sequence[int] | Tensor, background: Tensor, *,
-         alpha: float = ALPHA, ignore: bool = True) -> Tensor:
+         alpha: float, ignore: bool = True) -> Tensor:
     """The pseudo-label rule (spec, step 3): localization scores + background cue -> labels.
 
     Args:

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from utils.engine import predict
-from utils.labels import background_scores, fuse
-from utils.metrics import ConfusionMatrix
+from labelling.labels import background_scores, fuse
+from labelling.metrics import ConfusionMatrix
 
 
 def pseudo_label_scores(model: Any, loader: Iterable[dict[str, Any]], runtime: Any, *,

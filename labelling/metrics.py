@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.labels import IGNORE
+from labelling.labels import IGNORE
 
 
 class ConfusionMatrix:
