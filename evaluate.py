@@ -12,14 +12,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from datasets.images import read_companion, read_image
 from datasets.layout import DataRoot
-from datasets.voc import read_companion, read_image, require_files
-from utils import options
-from utils.files import UserError, write_json
+from datasets.voc import require_files
 from labelling.labels import SALIENCY_THRESHOLD, background_scores, fuse
-from utils.logging import get_logger, progress
 from labelling.maps import load_maps
 from labelling.metrics import ConfusionMatrix, Scores
+from utils import options
+from utils.files import UserError, write_json
+from utils.logging import get_logger, progress
 from utils.stage import begin, launch
 
 log = get_logger()

@@ -12,10 +12,10 @@ import torch
 from datasets import transforms
 from datasets.layout import DataRoot
 from datasets.voc import VOCDataset, collate
+from labelling.maps import save_maps
 from models import build
 from utils import checkpoint, options
 from utils.engine import predict
-from labelling.maps import save_maps
 from utils.runtime import inference_loader
 from utils.stage import begin, labelling_todo, launch, report_failures
 

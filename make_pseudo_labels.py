@@ -15,14 +15,14 @@ import torch
 from datasets import transforms
 from datasets.layout import DataRoot
 from datasets.voc import VOCDataset, collate
+from labelling.crf import crf_labels, require_crf, score_probabilities
+from labelling.labels import IGNORE, background_scores, fuse, save_label
+from labelling.maps import save_maps
 from models import build
 from utils import checkpoint, options
-from labelling.crf import crf_labels, require_crf, score_probabilities
 from utils.engine import predict
 from utils.files import output_folder
-from labelling.labels import IGNORE, background_scores, fuse, save_label
 from utils.logging import get_logger
-from labelling.maps import save_maps
 from utils.runtime import inference_loader
 from utils.stage import begin, labelling_todo, launch, report_failures
 

@@ -12,15 +12,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from datasets.images import read_image
 from datasets.layout import DataRoot, Entry
-from datasets.voc import read_image
+from labelling.labels import read_label
+from labelling.maps import load_maps
+from labelling.visualize import overlay_label, overlay_maps, save_grid
 from utils import options
 from utils.files import UserError, atomic_write
-from labelling.labels import read_label
 from utils.logging import get_logger
-from labelling.maps import load_maps
 from utils.stage import begin, launch
-from labelling.visualize import overlay_label, overlay_maps, save_grid
 
 log = get_logger()
 # Name of the result (RUN_DIR/scores/NAME.json) and its row in the table, in the order of the data.

@@ -25,6 +25,10 @@ from torch.utils.data import DataLoader
 
 from datasets.layout import DataRoot
 from datasets.voc import VOCDataset, collate
+from labelling.crf import CRFParams, require_crf
+from labelling.labels import save_label
+from labelling.metrics import ConfusionMatrix
+from labelling.visualize import overlay_label, save_image
 from libs import training, transforms
 from libs.config import Config, load_config
 from libs.data import Pictures, find_pictures
@@ -32,14 +36,10 @@ from libs.deeplab import MultiScale, build
 from libs.inference import LogitStore, Sample, run_network, segment
 from libs.init import with_prefix
 from utils import checkpoint
-from labelling.crf import CRFParams, require_crf
 from utils.files import UserError, output_folder, write_json
-from labelling.labels import save_label
 from utils.logging import get_logger
-from labelling.metrics import ConfusionMatrix
 from utils.runtime import Runtime, inference_loader, setup
 from utils.stage import announce, fingerprint, launch, report_failures, unfinished
-from labelling.visualize import overlay_label, save_image
 
 log = get_logger()
 

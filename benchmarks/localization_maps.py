@@ -24,11 +24,11 @@ from PIL import Image
 from datasets import transforms
 from datasets.layout import VOC_CLASSES, DataRoot
 from datasets.voc import VOCDataset, collate
+from labelling.maps import load_maps, save_maps
 from models.classifier import Classifier
 from utils import runtime as runtimes
 from utils.engine import predict
 from utils.logging import setup_logging
-from labelling.maps import load_maps, save_maps
 from utils.runtime import Runtime, inference_loader
 
 SIZE, SCALES = 320, (256, 320, 384)

@@ -17,8 +17,8 @@ from pathlib import Path
 from datasets.inspection import map_in_processes, mask_classes, names
 from datasets.layout import NO_CLASS, DataRoot, annotated_classes
 from datasets.survey import Survey
-from utils.files import UserError, atomic_write, write_json
 from labelling.labels import read_label
+from utils.files import UserError, atomic_write, write_json
 from utils.logging import get_logger, progress, setup_logging
 from utils.options import count
 

@@ -14,10 +14,10 @@ from typing import TypeVar
 
 import numpy as np
 
+from datasets.images import match_image, read_image
 from datasets.layout import DataRoot, annotated_classes
-from datasets.voc import match_image, read_image
-from utils.files import UserError
 from labelling.labels import IGNORE, SALIENCY_THRESHOLD, read_label
+from utils.files import UserError
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 CHUNK = 32  # images handed to a process at once

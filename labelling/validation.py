@@ -5,9 +5,9 @@ from typing import Any
 
 import torch
 
-from utils.engine import predict
 from labelling.labels import background_scores, fuse
 from labelling.metrics import ConfusionMatrix
+from utils.engine import predict
 
 
 def pseudo_label_scores(model: Any, loader: Iterable[dict[str, Any]], runtime: Any, *,

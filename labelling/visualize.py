@@ -6,8 +6,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.files import atomic_write
 from labelling.labels import IGNORE, colorize
+from utils.files import atomic_write
 
 
 def overlay_maps(image: np.ndarray, maps: np.ndarray) -> np.ndarray:

@@ -12,11 +12,12 @@ from torchvision import tv_tensors
 
 import train_drs
 from datasets import transforms
+from datasets.images import read_companion, read_image
 from datasets.layout import VOC_CLASSES, DataRoot, Entry, label_vector
-from datasets.voc import VOCDataset, collate, read_companion, read_image, validation_set
-from utils.files import UserError
+from datasets.voc import VOCDataset, collate, validation_set
 from labelling.labels import save_label
 from labelling.maps import save_maps
+from utils.files import UserError
 from utils.runtime import Runtime, inference_loader, training_loader
 
 CPU = torch.device("cpu")

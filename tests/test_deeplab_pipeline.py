@@ -15,6 +15,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "DeepLab-V2-PyTorch"))
 
 from datasets.synthetic import generate
+from labelling.labels import read_label, voc_palette
+from labelling.metrics import ConfusionMatrix
 from libs import transforms
 from libs.config import HERE as DEEPLAB
 from libs.data import IterationSampler, find_pictures
@@ -22,8 +24,6 @@ from libs.inference import segment
 from libs.losses import resize_labels
 from utils import checkpoint
 from utils.files import UserError
-from labelling.labels import read_label, voc_palette
-from labelling.metrics import ConfusionMatrix
 from utils.stage import launch
 
 spec = importlib.util.spec_from_file_location("deeplab_main", DEEPLAB / "main.py")

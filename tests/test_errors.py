@@ -14,9 +14,9 @@ from helpers import MACHINE, NETWORK, ROOT, TRAINING, files_below, run_script, s
 from PIL import Image
 
 from datasets.layout import DataRoot
+from labelling.labels import save_label
 from models.classifier import Classifier
 from utils.files import UserError, atomic_write, output_folder, write_json
-from labelling.labels import save_label
 from utils.options import number
 from utils.runtime import setup
 

@@ -8,15 +8,15 @@ import torch
 import torch.nn.functional as F
 from golden_recipe import GOLDEN, KEYS, load_golden, relative_error, rnd
 
+from labelling.labels import background_scores, fuse
+from labelling.maps import load_maps, save_maps
+from labelling.metrics import ConfusionMatrix
 from models.classifier import Classifier
 from models.drs import FixedDRS, LearnableDRS
 from models.refine import RefineNet
 from train_drs import LR_FACTORS, classification_loss
 from train_refine import refinement_loss
 from utils.engine import named_groups
-from labelling.labels import background_scores, fuse
-from labelling.maps import load_maps, save_maps
-from labelling.metrics import ConfusionMatrix
 
 CLASSES = ((3, 14), (8,))  # of the two golden images
 LABELS = torch.stack([F.one_hot(torch.tensor(c), 20).sum(dim=0) for c in CLASSES]).float()

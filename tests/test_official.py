@@ -7,8 +7,8 @@ from golden_recipe import KEYS, golden_state
 from PIL import Image
 
 import make_pseudo_labels
-from models.refine import RefineNet
 from labelling.labels import read_label
+from models.refine import RefineNet
 
 MEAN, STD = np.array((0.485, 0.456, 0.406)), np.array((0.229, 0.224, 0.225))
 LABELS = {"a": (2, 14), "b": (7,)}

@@ -14,8 +14,8 @@ from helpers import ENVIRONMENT, MACHINE, ROOT, TRAINING, run_stage, stage_error
 from PIL import Image
 
 import make_pseudo_labels
+from datasets.images import read_image
 from datasets.layout import DataRoot, Entry
-from datasets.voc import read_image
 from labelling.crf import crf_label, score_probabilities
 from labelling.labels import IGNORE, background_scores, fuse, read_label
 from labelling.maps import load_maps

@@ -10,10 +10,10 @@ from helpers import MACHINE, TRAINING, files_below, run_script, run_stage
 from PIL import Image
 
 from datasets.layout import DataRoot
-from utils.checkpoint import read
 from labelling.labels import read_label
 from labelling.maps import load_maps
 from labelling.metrics import ConfusionMatrix
+from utils.checkpoint import read
 
 NAMES = [f"train_{i:06d}.png" for i in range(8)]
 NETWORK = (*MACHINE, *TRAINING, "--batch-norm")

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import MultiStepLR
 from torch.utils.data import Dataset
 
+from labelling.validation import pseudo_label_scores
 from utils.checkpoint import TrainingFolder, read
 from utils.engine import Batch, fit, named_groups
-from labelling.validation import pseudo_label_scores
 from utils.files import UserError, write_json
 from utils.logging import ScalarWriter
 from utils.runtime import Runtime, inference_loader, training_loader

@@ -12,9 +12,10 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from datasets.images import read_image
 from datasets.layout import IMAGE_SUFFIXES
 from datasets.transforms import Transform
-from datasets.voc import VOCDataset, read_image
+from datasets.voc import VOCDataset
 from utils.files import UserError
 from utils.runtime import Runtime
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from utils import engine
 from labelling.crf import CRFParams, crf_labels
+from utils import engine
 from utils.files import UserError, atomic_write, write_json
 from utils.logging import progress
 from utils.runtime import Runtime

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.transforms import Transform
+from labelling.labels import IGNORE
 from libs.losses import resize_labels
 from utils.files import UserError
-from labelling.labels import IGNORE
 
 
 def training(mean: Sequence[float], scales: Sequence[float], crop: int) -> Transform:
