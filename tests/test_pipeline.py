@@ -40,10 +40,10 @@ def whole(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_the_stages_leave(whole, demo):
     found = {name for name in files_below(whole) if "tensorboard" not in name}
     expected = {f"{stage}/{name}" for stage in ("pretrain", "classifier", "refine")
-                for name in ("best.pth", "last.pth", "metrics.json")}
+                for name in ("best.pth", "last.pth", "metrics.json", "provenance.json")}
     expected |= {f"{stage}/{name}" for stage in ("localization_maps", "pseudo_labels")
-                 for name in (*NAMES, ".made_by.json")}
-    expected |= {f"refined_maps/{name}" for name in NAMES}
+                 for name in (*NAMES, "provenance.json")}
+    expected |= {f"refined_maps/{name}" for name in (*NAMES, "provenance.json")}
     assert found == expected
     for stage in ("pretrain", "classifier", "refine"):
         assert list((whole / stage / "tensorboard").iterdir())
