@@ -60,7 +60,7 @@ class Record:
 
     def differences(self, now: "Record") -> list[str]:
         """In words, how `now` differs; images are compared where both have them."""
-        found = [f"--{name.replace('_', '-')} was {_short(before)}, is {_short(after)}"
+        found = [f"{_option(name)} was {_short(before)}, is {_short(after)}"
                  for name, before, after in _changed(self.options, now.options)]
         if self.classes != now.classes:
             found.append(f"the classes were {_short(self.classes)}, are {_short(now.classes)}")
@@ -114,6 +114,11 @@ class Record:
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
     return [(name, before.get(name), after.get(name)) for name in sorted({*before, *after})
             if before.get(name) != after.get(name)]
+
+
+def _option(name: str) -> str:
+    """The option as it is typed; those of a configuration have their own form."""
+    return name if "." in name or name in ("precision", "crf") else f"--{name.replace('_', '-')}"
 
 
 def _short(value: Any, length: int = 60) -> str:

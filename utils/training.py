@@ -131,6 +131,8 @@ class Training:
         try:
             self.model.load_state_dict(state.state)
             self.optimizer.load_state_dict(state.rest["optimizer"])
+            if state.rest["scheduler"].keys() != self.scheduler.state_dict().keys():
+                raise ValueError("it is of another schedule")
             self.scheduler.load_state_dict(state.rest["scheduler"])
             if state.rest["scaler"]:  # empty where the run before did not train in fp16
                 self.scaler.load_state_dict(state.rest["scaler"])
