@@ -35,6 +35,7 @@ from libs.data import Pictures, find_pictures
 from libs.deeplab import MultiScale, build
 from libs.inference import LogitStore, Sample, run_network, segment
 from libs.init import with_prefix
+from libs.sections import list_folder
 from utils import checkpoint
 from utils.files import UserError, output_folder, write_json
 from utils.logging import get_logger
@@ -118,7 +119,7 @@ def main(args: argparse.Namespace) -> None:
 
 def place(config: Config, kind: str, split: str) -> Path:
     """The folder of an experiment's outputs of one kind."""
-    return config.EXP.OUTPUT_DIR / kind / config.EXP.ID / config.MODEL.NAME / split
+    return config.EXP.OUTPUT_DIR / kind / config.EXP.ID / config.MODEL.NAME / list_folder(split)
 
 
 def data_root(config: Config) -> DataRoot:

@@ -27,9 +27,6 @@ from utils.runtime import Runtime
 log = logging.getLogger("drs")
 LABELS = "refined_pseudo_segmentation_labels"  # in the data root, as in the official project
 NO_DECAY = ("batch_norm", "aspp_biases")
-# Options that do not shape the result: a training may go on with others.
-NEUTRAL = ("EVAL.", "CRF.", "RUN.", "EXP.OUTPUT_DIR", "EXP.ID", "DATASET.ROOT", "DATASET.MASK_DIR",
-           "MODEL.INIT_MODEL", "MODEL.NAME", "SPLIT.VAL")
 
 
 class TrainingFolder(checkpoint.TrainingFolder):
@@ -104,10 +101,7 @@ def train(config: Config, root: DataRoot, folder: Path, runtime: Runtime,
         dataset, solver.BATCH_SIZE, solver.ITER_MAX * solver.ITER_SIZE,
         solver.ITER_SAVE * solver.ITER_SIZE, config.EXP.SEED, runtime, config.RUN.NUM_WORKERS)
     model = build(network_config(config, len(root.classes) + 1))
-    options = {f"{section}.{key}": value for section, values in config.to_dict().items()
-               for key, value in values.items()}
-    store = TrainingFolder(folder, model.config, root.classes, {
-        name: value for name, value in options.items() if not name.startswith(NEUTRAL)})
+    store = TrainingFolder(folder, model.config, root.classes, config.shaping())
     if runtime.main:
         store.prepare(overwrite)
     runtime.barrier()
