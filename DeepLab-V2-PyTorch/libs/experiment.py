@@ -7,9 +7,10 @@ from typing import Any
 
 from datasets.layout import DataRoot
 from labelling.crf import CRFParams
-from libs.config import list_folder, load_config
+from libs.config import load_config
 from libs.deeplab import MultiScale, build
 from libs.init import with_prefix
+from libs.sections import list_folder
 from utils import checkpoint
 from utils.files import UserError
 from utils.runtime import setup
