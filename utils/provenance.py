@@ -141,7 +141,7 @@ def now() -> dict[str, Any]:
 
     return {"when": datetime.now().astimezone().isoformat(timespec="seconds"),
             "command": list(sys.argv), "python": platform.python_version(),
-            "torch": torch.__version__, "torchvision": torchvision.__version__,
+            "torch": str(torch.__version__), "torchvision": str(torchvision.__version__),
             "numpy": numpy.__version__}
 
 
