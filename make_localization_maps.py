@@ -21,7 +21,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Network and images in, a PNG of maps for each image out."""
     import torch  # here, so that --help does not wait for it
-    from utils.writing import Writers
 
     from datasets.layout import DataRoot
     from datasets.transforms import ImageOnly
@@ -31,6 +30,7 @@ def main(args: argparse.Namespace) -> None:
     from utils import checkpoint, provenance
     from utils.engine import predict
     from utils.loading import inference_batches
+    from utils.writing import Writers
 
     root = DataRoot(args.data_root)
     runtime = begin(args)
@@ -42,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
         model.class_maps = runtime.compile(model.class_maps)
 
     record = provenance.made_from(args, root, entries, runtime.precision)
-    record.inputs["checkpoint"] = provenance.file_digest(args.checkpoint)
+    record.add_file("checkpoint", args.checkpoint)
     todo = provenance.unfinished({args.output_dir: record}, args, runtime)
     dataset = VOCDataset(root, entries, ImageOnly(args.image_size), tolerant=True)
     batches = inference_batches(dataset, todo, args.batch_size, runtime, args.num_workers, collate)

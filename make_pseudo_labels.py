@@ -35,7 +35,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Network, images and background cue in, a label PNG for each image out."""
     import torch  # here, so that --help does not wait for it
-    from utils.writing import Writers
 
     from datasets.layout import DataRoot
     from datasets.transforms import ImageOnly
@@ -49,6 +48,7 @@ def main(args: argparse.Namespace) -> None:
     from utils.files import output_folder
     from utils.loading import inference_batches
     from utils.logging import get_logger
+    from utils.writing import Writers
 
     root = DataRoot(args.data_root)
     runtime = begin(args)
@@ -66,7 +66,7 @@ def main(args: argparse.Namespace) -> None:
     dataset = VOCDataset(root, entries, ImageOnly(args.image_size), saliency_dir=saliency_dir,
                          pixels=args.background == "crf", tolerant=True)
     record = provenance.made_from(args, root, entries, runtime.precision)
-    record.inputs["checkpoint"] = provenance.file_digest(args.checkpoint)
+    record.add_file("checkpoint", args.checkpoint)
     outputs = {args.output_dir: record}
     if args.save_maps is not None:
         outputs[args.save_maps] = of_the_maps(record)

@@ -90,6 +90,19 @@ class Record:
         """Keep this record in `folder`, atomically."""
         write_json(folder / RECORD, asdict(self))
 
+    def add_file(self, name: str, path: Path) -> None:
+        """Note that a file is read, by its content.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        self.inputs[name], self.places[name] = file_digest(path, name), str(path)
+
+    def announce(self) -> None:
+        """Log what is read, and from where."""
+        for name, place in self.places.items():
+            log.info("reads %s: %s", name, place)
+
     def plain(self) -> dict[str, Any]:
         """The record as plain values, as checkpoints hold it."""
         return asdict(self)
@@ -209,7 +222,7 @@ def made_from(args: Any, root: Any, entries: Iterable[Any], precision: str) -> R
     """
     options = {name: getattr(args, name) for name in args.shaping} | {"precision": precision}
     return Record(Path(sys.argv[0]).stem, options, list(root.classes), made=now(),
-                  images=image_facts(root, entries), places={"data": str(args.data_root)})
+                  images=image_facts(root, entries), places={"images": str(root.image_dir)})
 
 
 def image_facts(root: Any, entries: Iterable[Any]) -> dict[str, dict[str, Any]]:
@@ -229,6 +242,7 @@ def unfinished(outputs: Mapping[Path, Record], args: Any, runtime: Any) -> list[
     """
     todo: set[int] = set()
     if runtime.main:
+        next(iter(outputs.values())).announce()
         ids = list(next(iter(outputs.values())).images)
         for folder, record in outputs.items():
             left = _settle(folder, record, args.overwrite, args.dry_run) if folder.is_dir() \

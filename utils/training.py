@@ -78,8 +78,10 @@ def training_record(args: argparse.Namespace, root: Any, entries: Sequence[Any],
                     ) -> provenance.Record:
     """What a training with these options, data set and entries of a list is made from."""
     record = provenance.made_from(args, root, entries, runtime.precision)
-    record.inputs["initial weights"] = args.init if args.init in ("imagenet", "none") \
-        else provenance.file_digest(Path(args.init), "--init")
+    if args.init in ("imagenet", "none"):
+        record.inputs["initial weights"] = args.init
+    else:
+        record.add_file("initial weights", Path(args.init))
     if getattr(args, "maps_dir", None) is not None:
         provenance.upstream(record, "localization maps", args.maps_dir,
                             [entry.id for entry in entries])
@@ -120,6 +122,7 @@ class Training:
         Raises:
             UserError: last.pth is damaged, or was trained from something else.
         """
+        self.record.announce()
         if overwrite or not self.last.exists():
             return False
         state = checkpoint.read(self.last)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from datasets.images import read_image
 from datasets.layout import IMAGE_SUFFIXES
@@ -30,7 +29,7 @@ class Pictures(Dataset):
             return {"error": str(error)}
         rng = np.random.default_rng()  # not drawn from: nothing is random here
         return self.transform.sample({"id": path.stem, "size": (image.height, image.width),
-                               "pixels": np.asarray(image), "image": pil_to_tensor(image)}, rng)
+                               "pixels": np.array(image), "image": image}, rng)
 
 
 def find_pictures(source: Path) -> list[Path]:

@@ -39,7 +39,7 @@ def evaluate(args: argparse.Namespace, experiment: Experiment) -> None:
         "DeepLab-V2", {"scales": config.MODEL.SCALES, "mean": config.IMAGE.MEAN,
                        "precision": runtime.precision, "crf": crf and asdict(crf)},
         list(root.classes), {"checkpoint": provenance.file_digest(args.checkpoint)},
-        provenance.image_facts(root, entries), provenance.now(), {"data": str(root.root)})
+        provenance.image_facts(root, entries), provenance.now(), {"images": str(root.image_dir)})
     store = LogitStore(experiment.folder("features", config.SPLIT.VAL) / "logits", record)
     saving = config.EVAL.SAVE_LOGITS and not with_crf
     if with_crf and args.stored_logits:

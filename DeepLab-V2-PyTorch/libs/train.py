@@ -87,10 +87,12 @@ def record_of(experiment: Experiment, train_set: VOCDataset) -> provenance.Recor
     source = config.MODEL.INIT_MODEL
     record = provenance.Record(
         "DeepLab-V2", config.shaping() | {"precision": experiment.runtime.precision},
-        list(root.classes), made=provenance.now(), places={"data": str(root.root)},
+        list(root.classes), made=provenance.now(), places={"images": str(root.image_dir)},
         images=provenance.image_facts(root, train_set.entries))
-    record.inputs["initial weights"] = source if isinstance(source, str) \
-        else provenance.file_digest(source, "MODEL.INIT_MODEL")
+    if isinstance(source, str):
+        record.inputs["initial weights"] = source
+    else:
+        record.add_file("initial weights", source)
     provenance.upstream(record, "pseudo labels", train_set.mask_dir,
                         [entry.id for entry in train_set.entries])
     return record
