@@ -37,7 +37,7 @@ def main(args: argparse.Namespace) -> None:
     entries = root.entries(args.list)
     source = checkpoint.read_network(args, root.classes)
     scales = input_sides(args)
-    model = runtime.move(source.into(build(source.network)))
+    model = runtime.move(source.instantiate(build))
     if args.compile:
         model.class_maps = runtime.compile(model.class_maps)
 

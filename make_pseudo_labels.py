@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
                              "as 0; lower --alpha too", args.background_score, args.alpha)
     source = checkpoint.read_network(args, root.classes)
     scales = input_sides(args)
-    model = runtime.move(source.into(build(source.network)))
+    model = runtime.move(source.instantiate(build))
     if args.compile:
         model.class_maps = runtime.compile(model.class_maps)
 

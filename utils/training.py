@@ -111,7 +111,7 @@ class Training:
         self.unit = unit
         self.scaler = runtime.scaler()
         self.history: list[dict[str, float]] = []
-        self.best_score = -math.inf
+        self.best_score, self.step = -math.inf, 0
         self._start, self._writer = time.monotonic(), None
 
     def resume(self, overwrite: bool = False) -> bool:
@@ -141,7 +141,7 @@ class Training:
                 self.scaler.load_state_dict(state.rest["scaler"])
             self.history = [{str(k): float(v) for k, v in row.items()}
                             for row in state.rest["history"]]
-            score = state.rest["best_score"]
+            self.step, score = int(state.rest["step"]), state.rest["best_score"]
             self.best_score = -math.inf if score is None else float(score)
         except Exception as error:  # whatever damage there is: torch and we raise many types
             raise UserError(f"checkpoint {self.last}: damaged, training cannot go on from it "
@@ -177,7 +177,7 @@ class Training:
         """Write the checkpoints and figures of an epoch that has been trained.
 
         Args:
-            figures: what was measured: loss, validation scores.
+            figures: what was measured: loss, steps, validation scores.
             lr: the learning rate it was trained with.
             score: the higher, the better; None: the last epoch counts as the best.
 
@@ -188,6 +188,8 @@ class Training:
         if not all(bool(torch.isfinite(value).all()) for value in self.model.state_dict().values()):
             raise FloatingPointError(f"the training diverged, weights are not finite after "
                                      f"{self.unit} {epoch}; {MEND}")
+        figures = dict(figures)
+        self.step += int(figures.pop("steps", 0))
         row = {"epoch": epoch, **figures, "lr": lr,
                "seconds": round(time.monotonic() - self._start, 2)}
         improved = score is None or score > self.best_score
@@ -221,7 +223,7 @@ class Training:
         return {"format": checkpoint.FORMAT, "network": dict(self.model.config),
                 "classes": list(self.record.classes), "made_from": self.record.plain(),
                 "model": self.model.state_dict(), "epoch": len(self.history),
-                "history": self.history,
+                "step": self.step, "history": self.history,
                 "best_score": None if self.best_score == -math.inf else self.best_score}
 
     def finish(self) -> None:
