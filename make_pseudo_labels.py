@@ -43,7 +43,7 @@ def main(args: argparse.Namespace) -> None:
     from labelling.labels import IGNORE, background_scores, fuse, save_label
     from labelling.maps import save_maps, to_bytes
     from models import build
-    from utils import checkpoint, provenance
+    from utils import checkpoint, outputs, provenance
     from utils.engine import predict
     from utils.files import output_folder
     from utils.loading import inference_batches
@@ -65,16 +65,16 @@ def main(args: argparse.Namespace) -> None:
 
     dataset = VOCDataset(root, entries, ImageOnly(args.image_size), saliency_dir=saliency_dir,
                          pixels=args.background == "crf", tolerant=True)
-    record = provenance.made_from(args, root, entries, runtime.precision)
+    record = outputs.made_from(args, root, entries, runtime.precision)
     record.add_file("checkpoint", args.checkpoint)
-    outputs = {args.output_dir: record}
+    folders = {args.output_dir: record}
     if args.save_maps is not None:
-        outputs[args.save_maps] = of_the_maps(record)
+        folders[args.save_maps] = of_the_maps(record)
         if runtime.main and not args.dry_run:
             hold(output_folder(args.save_maps, "--save-maps"))
     if saliency_dir is not None:
         provenance.upstream(record, "saliency", saliency_dir, [entry.id for entry in entries])
-    todo = provenance.unfinished(outputs, args, runtime)
+    todo = outputs.unfinished(folders, args, runtime)
     batches = inference_batches(dataset, todo, args.batch_size, runtime, args.num_workers, collate)
     if args.dry_run:
         return batches.dry_run(len(todo), args.output_dir)

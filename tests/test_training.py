@@ -28,7 +28,8 @@ from utils import engine
 from utils.checkpoint import read
 from utils.files import UserError
 from utils.loading import DeviceBatches, ShuffledBatches
-from utils.provenance import RECORD, Record, unfinished
+from utils.outputs import unfinished
+from utils.provenance import RECORD, Record
 from utils.runtime import Runtime
 from utils.training import Training
 

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from utils import checkpoint, provenance
+from utils import checkpoint, outputs, provenance
 from utils.engine import MEND
 from utils.files import UserError, write_json
 from utils.loading import DeviceBatches
@@ -77,7 +77,7 @@ def init_trunk(model: Any, source: str) -> None:
 def training_record(args: argparse.Namespace, root: Any, entries: Sequence[Any], runtime: Runtime
                     ) -> provenance.Record:
     """What a training with these options, data set and entries of a list is made from."""
-    record = provenance.made_from(args, root, entries, runtime.precision)
+    record = outputs.made_from(args, root, entries, runtime.precision)
     if args.init in ("imagenet", "none"):
         record.inputs["initial weights"] = args.init
     else:

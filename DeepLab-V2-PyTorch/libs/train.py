@@ -18,7 +18,7 @@ from libs.init import initialise
 from libs.losses import deeplab_loss
 from libs.schedule import poly_schedule
 from libs.transforms import Training as TrainingTransform
-from utils import provenance
+from utils import outputs, provenance
 from utils.engine import Batch, train_epoch
 from utils.loading import training_batches
 from utils.logging import get_logger
@@ -88,7 +88,7 @@ def record_of(experiment: Experiment, train_set: VOCDataset) -> provenance.Recor
     record = provenance.Record(
         "DeepLab-V2", config.shaping() | {"precision": experiment.runtime.precision},
         list(root.classes), made=provenance.now(), places={"images": str(root.image_dir)},
-        images=provenance.image_facts(root, train_set.entries))
+        images=outputs.image_facts(root, train_set.entries))
     if isinstance(source, str):
         record.inputs["initial weights"] = source
     else:
