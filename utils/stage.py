@@ -65,6 +65,8 @@ def launch(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         message = explain(error)
+        if _another_failed_first():
+            sys.exit(1)  # a broken connection is only what this process saw of it
         if message is None:  # a fault of ours keeps its traceback
             raise
         fail(f"error: {message}")
@@ -79,6 +81,10 @@ def launch(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace
 
 def _terminate(*_: object) -> None:
     sys.exit(TERMINATED)
+
+
+def _another_failed_first() -> bool:
+    return os.path.isfile(os.environ.get(ERROR_FILE, ""))
 
 
 def fail(line: str) -> None:
