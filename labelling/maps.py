@@ -9,13 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
 from utils.files import UserError
 from utils.writing import save_png
 
 KEY = "localization maps"  # keyword of the PNG text chunk
+
+
+def to_bytes(scores: Tensor) -> np.ndarray:
+    """Scores (K, H, W) float -> 8-bit maps, as they are stored: 255 times, truncated."""
+    return (scores.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
 
 
 def save_maps(path: Path, maps: np.ndarray, classes: Sequence[int]) -> None:

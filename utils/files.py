@@ -55,6 +55,14 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
+def sweep(folder: Path) -> None:
+    """Remove the half-written files that killed processes left in `folder`; the caller holds the
+    lock of the folder, so that nobody writes there now."""
+    for path in folder.glob(".*.tmp*"):
+        with suppress(OSError):
+            path.unlink()
+
+
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_write(path) as tmp:
