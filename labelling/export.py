@@ -6,7 +6,7 @@ folder in the format. Memory does not grow with the number of images.
 | format | regions | 255 (undecided) | photos |
 | --- | --- | --- | --- |
 | coco | RLE, exact | no annotation: reads as background | named, not copied |
-| yolo | polygons through pixel centres, holes kept by a cut | no annotation: background | copied |
+| yolo | polygons, exact; holes kept by a cut | no annotation: background | copied |
 | voc | palette PNG, exact | 255 | copied |
 | cvat | colours, exact | class `ignored` | are in CVAT already |
 """
@@ -24,6 +24,8 @@ import yaml
 from labelling.labels import IGNORE, save_label
 from labelling.regions import Region, outline, regions
 from utils.extras import require
+
+INSIDE = 0.25  # pixels: readers multiply by the size, then some cut to whole pixels, some round
 
 
 class Writer:
@@ -119,9 +121,9 @@ class YoloWriter(Writer):
     """data.yaml, images/train/ID.jpg, labels/train/ID.txt: a line per class and connected region.
 
     A line is the class index and the outline, x and y in turns, as shares of width and height.
-    Points are pixel centres: multiplied by the size and cut to whole pixels, then filled with
-    OpenCV's fillPoly, as the format's readers do, they give the labels back exactly. YOLO knows no
-    holes: the outline goes into each along a row of pixels and back the same way.
+    Brought back to whole pixels and filled with OpenCV's fillPoly, as the format's readers do, the
+    outlines give the labels back exactly. YOLO knows no holes: an outline goes into each hole along
+    a row of pixels and back the same way.
     Format: https://docs.ultralytics.com/datasets/segment/
     """
 
@@ -140,7 +142,7 @@ class YoloWriter(Writer):
         with open(self.new_file(f"labels/train/{image_id}.txt"), "w", encoding="utf-8") as file:
             for region in regions(label):
                 self.regions += 1
-                shares = (outline(region) + 0.5) / (width, height)
+                shares = (outline(region) + INSIDE) / (width, height)
                 numbers = " ".join(f"{value:.7g}" for value in shares.ravel().tolist())
                 file.write(f"{region.label - 1} {numbers}\n")
 
