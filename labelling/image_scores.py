@@ -28,8 +28,8 @@ class ImageScorer:
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
-        self._logits: list[np.ndarray] = []
-        self._labels: list[np.ndarray] = []
+        self._logits: list[Tensor] = []  # on their device: a copy would make the CPU wait
+        self._labels: list[Tensor] = []
 
     def update(self, logits: Tensor | np.ndarray, labels: Tensor | np.ndarray) -> None:
         """Add a batch.
@@ -40,27 +40,27 @@ class ImageScorer:
 
         Raises:
             ValueError: the shapes differ from each other or from `num_classes`.
-            FloatingPointError: a logit is not a number.
         """
-        scores = torch.as_tensor(logits).detach().float().cpu().numpy()
-        present = torch.as_tensor(labels).detach().cpu().numpy() > 0
+        scores, present = torch.as_tensor(logits).detach().float(), torch.as_tensor(labels) > 0
         if scores.shape != present.shape or scores.shape[1:] != (self.num_classes,):
-            raise ValueError(f"logits {scores.shape}, labels {present.shape}, but there are "
-                             f"{self.num_classes} classes")
-        if np.isnan(scores).any():
-            raise FloatingPointError("a logit is not a number: lower --lr, or use --amp off")
+            raise ValueError(f"logits {tuple(scores.shape)}, labels {tuple(present.shape)}, but "
+                             f"there are {self.num_classes} classes")
         self._logits.append(scores)
         self._labels.append(present)
 
     def _all(self) -> tuple[np.ndarray, np.ndarray]:
-        empty = (0, self.num_classes)
-        return (np.concatenate([np.zeros(empty, np.float32), *self._logits]),
-                np.concatenate([np.zeros(empty, bool), *self._labels]))
+        empty = torch.zeros(0, self.num_classes)
+        logits, labels = (torch.cat([part.cpu() for part in (empty.to(kind), *parts)]).numpy()
+                          for parts, kind in ((self._logits, torch.float32),
+                                              (self._labels, torch.bool)))
+        if np.isnan(logits).any():
+            raise FloatingPointError("a logit is not a number: lower --lr, or use --amp off")
+        return logits, labels
 
     def gather(self, runtime: Any) -> None:
         """Take in what the other processes have collected; every process has all of it then."""
         parts = runtime.gather(self._all())
-        self._logits, self._labels = ([part[i] for part in parts] for i in (0, 1))
+        self._logits, self._labels = ([torch.from_numpy(part[i]) for part in parts] for i in (0, 1))
 
     def scores(self) -> "ImageScores":
         """The scores of all that was added."""
@@ -156,9 +156,9 @@ def verdict(scores: ImageScores, *, held_out: bool) -> Verdict:
         figures += f"; with {sum(shown) / len(shown):.1f} images a class that is little evidence"
     if skill < NOT_LEARNED:
         more = ", add images" if held_out else ""
-        return Verdict(False, f"The classifier has not learned: {figures}. Its maps will be noise. "
-                       "Try more --epochs, --init imagenet, a higher --lr or the milder --drs fixed "
-                       f"--delta 0.7{more}, and check the labels in the list.")
+        return Verdict(False, f"The classifier has not learned: {figures}. Its maps are noise. "
+                       "Try more --epochs, --init imagenet, a higher --lr or the milder --drs "
+                       f"fixed --delta 0.7{more}, and check the labels in the list.")
     if skill < LITTLE_LEARNED:
         return Verdict(True, f"The classifier has learned little: {figures}. Try more --epochs or "
                        "--init imagenet before the next stage.")

@@ -66,13 +66,11 @@ def train(args: argparse.Namespace, experiment: Experiment) -> None:
         return training.dry_run(batches, stretches)
 
     network = runtime.distribute(model, config.RUN.COMPILE)
-    for stretch in training.epochs(stretches):
-        batches.set_epoch(stretch)
-        lr = scheduler.get_last_lr()[0]
+    for _ in training.epochs(stretches, batches):
         figures = train_epoch(network, batches, partial(loss_fn, online=solver.ONLINE_LABEL),
                               optimizer, training.scaler, runtime, accumulate=solver.ITER_SIZE,
                               after_step=scheduler.step)
-        training.end_epoch(figures, lr)
+        training.end_epoch(figures)
     training.finish()
 
 
