@@ -36,3 +36,9 @@ def run(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_stage("make_localization_maps", *common)
     run_stage("train_refine", *common, *TRAINING)
     return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The longer version of the crash tests."""
+    parser.addoption("--every-crash-point", action="store_true",
+                     help="interrupt stages at every file operation, with every signal")

@@ -154,6 +154,8 @@ class Training:
         done = len(self.history)
         if done:
             log.info("going on after %s %d of %d", self.unit, done, total)
+            if self.runtime.main:  # who was killed right after last.pth has not written these
+                self._write_figures()
         if done >= total:
             log.info("nothing to do: all %d are done", total)
         self._writer = ScalarWriter(self.folder / "tensorboard", self.runtime.main)
@@ -215,6 +217,9 @@ class Training:
         checkpoint.save(self.last, content | {
             "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
             "scaler": self.scaler.state_dict()})
+        self._write_figures()
+
+    def _write_figures(self) -> None:
         write_json(self.folder / "metrics.json", self.history)
         self.record.write(self.folder)
 

@@ -1,0 +1,236 @@
+"""Every stage killed at its n-th file operation, for all n; then started again: the same bytes.
+
+A stage runs in a forked child. An audit hook there counts what it does to files below the run
+folder (open for writing, rename, remove, make a folder) and ends the process just before the n-th
+of these, by SIGKILL, SIGINT or SIGTERM. `--every-crash-point` tries all points with all signals;
+without it the gentler signals take every fifth.
+"""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.utils.tensorboard  # noqa: F401
+import torchvision  # noqa: F401
+from helpers import MACHINE, run_stage
+
+import datasets.scoring  # noqa: F401
+import datasets.voc  # noqa: F401
+import labelling.crf  # noqa: F401
+import labelling.image_scores  # noqa: F401
+import labelling.summary  # noqa: F401
+import labelling.validation  # noqa: F401
+import models  # noqa: F401
+import utils.training  # noqa: F401
+from utils.files import output_folder
+from utils.stage import free, hold_path
+
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+EVENTS = {"os.rename": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1}  # event: paths it names
+NETWORK = ("--width", "0.03", "--image-size", "16", "--init", "none", "--batch-size", "2",
+           "--epochs", "2", "--milestones", "2", "--lr", "0.01", "--val-list", "none")
+FOUR = ("--list", "four")
+STAGES: dict[str, tuple[Any, ...]] = {
+    "train_drs": (*FOUR, *NETWORK),
+    "make_localization_maps": (*FOUR, "--batch-size", "2"),
+    "train_refine": (*FOUR, *NETWORK),
+    "make_pseudo_labels": (*FOUR, "--batch-size", "2", "--save-maps", "RUN/refined_maps"),
+    "evaluate": (*FOUR, "--labels-dir", "RUN/pseudo_labels"),
+}
+
+
+@pytest.fixture(scope="module")
+def small(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with a list of four images."""
+    root = Path(shutil.copytree(demo, tmp_path_factory.mktemp("small") / "data"))
+    lists = root / "ImageSets" / "Segmentation"
+    lines = (lists / "train_aug.txt").read_text().splitlines()[:4]
+    (lists / "four.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def states(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
+    """Stage -> (run folder before it, run folder after it), of an unbroken chain."""
+    folder = tmp_path_factory.mktemp("states")
+    found, before = {}, folder / "start"
+    before.mkdir()
+    for stage in STAGES:
+        after = Path(shutil.copytree(before, folder / stage))
+        assert in_child(lambda s=stage, a=after: run(s, small, a)) == 0
+        found[stage] = (before, after)
+        before = after
+    return found
+
+
+def run(stage: str, root: Path, folder: Path, *more: object) -> None:
+    machine = MACHINE if stage != "evaluate" else ()
+    options = [str(option).replace("RUN", str(folder)) for option in STAGES[stage]]
+    run_stage(stage, "--data-root", root, "--run-dir", folder, *machine, *options, *more)
+
+
+def in_child(function: Callable[[], None], output: Path | None = None) -> int:
+    """Run in a forked process; its exit status, negative for the signal that ended it."""
+    pid = os.fork()
+    if pid:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    status = 70
+    try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        target = os.open(output or os.devnull, os.O_WRONLY | os.O_CREAT)
+        os.dup2(target, 1)
+        os.dup2(target, 2)
+        function()
+        status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+        print(error.code, file=sys.stderr)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def end_at(point: int, folder: Path, how: signal.Signals) -> None:
+    """End this process just before its `point`-th file operation below `folder`."""
+    below, seen = str(folder), 0
+
+    def hook(event: str, args: tuple) -> None:
+        nonlocal seen
+        if event == "open":
+            paths = args[:1] if isinstance(args[2], int) and args[2] & WRITING else ()
+        else:
+            paths = args[:EVENTS.get(event, 0)]
+        if any(isinstance(path, str | os.PathLike) and str(path).startswith(below)
+               for path in paths):
+            seen += 1
+            if seen == point:
+                os.kill(os.getpid(), how)
+
+    sys.addaudithook(hook)
+
+
+def contents(folder: Path) -> dict[str, Any]:
+    """What a run folder holds, without times: tensors of checkpoints, bytes of others."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() or {"logs", "tensorboard"} & set(path.parts):
+            continue
+        if path.suffix == ".pth":
+            found[name] = plain(torch.load(path, weights_only=True))
+        elif path.suffix == ".json":
+            found[name] = plain(json.loads(path.read_text()))
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def plain(value: Any) -> Any:
+    """The value with tensors as lists, without times and places."""
+    if isinstance(value, torch.Tensor):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()
+                if k not in ("seconds", "made", "places", "folder")}
+    return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def crash_points(stage: str, root: Path, states: dict, tmp_path: Path, how: signal.Signals,
+                 step: int) -> int:
+    """Try the points 1, 1 + step, ...; returns how many there are."""
+    before, after = states[stage]
+    expected, point = contents(after), 1
+    while True:
+        folder = Path(shutil.copytree(before, tmp_path / f"{point}"))
+        said = tmp_path / f"{point}.txt"
+
+        def broken(point: int = point, folder: Path = folder) -> None:
+            end_at(point, folder, how)
+            run(stage, root, folder)
+
+        status = in_child(broken, said)
+        if how != signal.SIGKILL and status:
+            assert status == 128 + how, said.read_text()
+            left = [path.name for path in folder.rglob(".*") if path.is_file()]
+            assert not left, (point, left)
+        elif status:
+            assert status == -signal.SIGKILL, said.read_text()
+        again = in_child(lambda folder=folder: run(stage, root, folder), said)
+        assert again == 0, (point, said.read_text())
+        assert contents(folder) == expected, point
+        shutil.rmtree(folder)
+        if not status:
+            return point
+        point += step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_anywhere(stage, small, states, tmp_path):
+    assert crash_points(stage, small, states, tmp_path, signal.SIGKILL, 1) > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("stage", ["train_drs", "make_pseudo_labels"])
+def test_interrupted_anywhere(stage, how, small, states, tmp_path, request):
+    every = request.config.getoption("--every-crash-point")
+    crash_points(stage, small, states, tmp_path, how, 1 if every else 5)
+
+
+@pytest.mark.parametrize("stage", ["train_drs", "make_localization_maps", "make_pseudo_labels"])
+def test_a_full_disk_is_one_line_and_keeps_what_was_there(stage, small, states, tmp_path):
+    """A limit on the size of files stands in for the disk: writes fail in the same places."""
+    before, after = states[stage]
+    folder = Path(shutil.copytree(before, tmp_path / "run"))
+    said = tmp_path / "said.txt"
+
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+        run(stage, small, folder)
+
+    # The log may be cut off as well; the stage must not hang or leave a trace.
+    assert in_child(full, said) == 1, said.read_text()
+    text = said.read_text()
+    assert "Traceback" not in text and "cannot write" in text, text
+    assert not [path for path in folder.rglob(".*") if path.is_file()]
+    assert in_child(lambda: run(stage, small, folder), said) == 0, said.read_text()
+    assert contents(folder) == contents(after)
+
+
+def test_two_at_once_are_told_apart(small, states, tmp_path):
+    before, _ = states["train_drs"]
+    folder = Path(shutil.copytree(before, tmp_path / "run"))
+    output_folder(folder / "classifier")
+    held = hold_path(folder / "classifier" / ".lock", "test")
+    said = tmp_path / "said.txt"
+    live = folder / "classifier" / ".last.1-1.tmp.pth"
+    live.write_bytes(b"being written by the first")
+    assert in_child(lambda: run("train_drs", small, folder), said) == 1
+    assert f"in use by process {os.getpid()} on " in said.read_text().splitlines()[-1]
+    assert live.exists()
+    free(held)
+    assert in_child(lambda: run("train_drs", small, folder), said) == 0, said.read_text()
+    assert not live.exists()
+
+
+def test_a_lock_falls_with_its_process(tmp_path):
+    def take_and_die() -> None:
+        hold_path(tmp_path / ".lock", "test")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert in_child(take_and_die) == -signal.SIGKILL
+    free(hold_path(tmp_path / ".lock", "test"))
+    assert not list(tmp_path.iterdir())
