@@ -8,7 +8,7 @@ to the official format, `python -m utils.checkpoint show FILE` says what a file 
 import argparse
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -88,10 +88,14 @@ def read(path: str | Path, network: str | None = None, drs: str | None = None,
     return Checkpoint(path, state, _infer(state, path, network, drs, delta), None, rest)
 
 
-def read_network(args: argparse.Namespace, num_classes: int) -> Checkpoint:
+def read_network(args: argparse.Namespace, classes: Sequence[str]) -> Checkpoint:
     """The classifier or refinement network that a stage's options name.
 
     Fills in `args.image_size` where it was left out: as trained, else the paper's 320.
+
+    Args:
+        args: of a `StageParser` with a checkpoint.
+        classes: names of the data set's classes, in order.
 
     Raises:
         UserError: see `read`; or the network is none of the two, or has other classes.
@@ -101,11 +105,18 @@ def read_network(args: argparse.Namespace, num_classes: int) -> Checkpoint:
     if kind not in ("classifier", "refine"):
         raise UserError(f"checkpoint {args.checkpoint}: holds a {kind} network; a classifier or a "
                         "refinement network is needed")
-    if checkpoint.network["num_classes"] != num_classes:
+    if checkpoint.network["num_classes"] != len(classes):
         raise UserError(f"checkpoint {args.checkpoint}: has {checkpoint.network['num_classes']} "
-                        f"classes, the data set has {num_classes}")
+                        f"classes, the data set has {len(classes)}")
+    if checkpoint.classes not in (None, list(classes)):
+        first = next(i for i, pair in enumerate(zip(checkpoint.classes, classes, strict=True))
+                     if pair[0] != pair[1])
+        raise UserError(f"checkpoint {args.checkpoint}: was trained for other classes or another "
+                        f"order: class {first} is {checkpoint.classes[first]} there, "
+                        f"{classes[first]} in the data set")
     if args.image_size is None:
-        args.image_size = checkpoint.rest.get("options", {}).get("image_size", 320)
+        options = checkpoint.rest.get("made_from", {}).get("options", {})
+        args.image_size = options.get("image_size", 320)
     return checkpoint
 
 
@@ -212,62 +223,6 @@ def save(path: str | Path, content: Mapping[str, Any]) -> None:
         torch.save(dict(content), file)
 
 
-class TrainingFolder:
-    """A training's checkpoints: `last.pth` every epoch, `best.pth` on improvement.
-
-    Args:
-        folder: where they lie.
-        network: what rebuilds the network (`model.config`).
-        classes: class names.
-        options: the options that shape the result; going on with others is refused.
-    """
-
-    def __init__(self, folder: Path, network: Mapping[str, Any], classes: list[str],
-                 options: Mapping[str, Any]) -> None:
-        self.folder, self.last, self.best = folder, folder / "last.pth", folder / "best.pth"
-        self._record = {"format": FORMAT, "network": dict(network), "classes": list(classes),
-                        "options": dict(options)}
-
-    def prepare(self, overwrite: bool) -> None:
-        """Remove what a killed process left half-written and, to start over, the checkpoints."""
-        for path in self.folder.glob(".*.tmp.pth"):
-            path.unlink(missing_ok=True)
-        if overwrite:
-            self.clear()
-
-    def clear(self) -> None:
-        """Forget an earlier training."""
-        for path in (self.last, self.best):
-            path.unlink(missing_ok=True)
-
-    def resume(self) -> dict[str, Any] | None:
-        """The state in `last.pth`, or None where there is none.
-
-        Raises:
-            UserError: it was written with other options or for other classes.
-        """
-        if not self.last.exists():
-            return None
-        checkpoint = read(self.last)
-        theirs = checkpoint.rest.get("options", {}) | {"classes": checkpoint.classes}
-        ours = self._record["options"] | {"classes": self._record["classes"]}
-        changed = [f"{name}: {theirs.get(name)} there, {ours.get(name)} now"
-                   for name in sorted(theirs.keys() | ours.keys())
-                   if theirs.get(name) != ours.get(name)]
-        if changed:
-            raise UserError(f"{self.last} was trained with other options ({'; '.join(changed)}): "
-                            "use the same, another --output-dir, or --overwrite")
-        return {"model": checkpoint.state, **checkpoint.rest}
-
-    def save(self, state: Mapping[str, Any], best: bool) -> None:
-        """Write `last.pth` and, if `best`, `best.pth` (weights and record only)."""
-        if best:
-            slim = {name: value for name, value in state.items()
-                    if name not in ("optimizer", "scheduler", "scaler")}
-            save(self.best, self._record | slim)
-        save(self.last, self._record | state)
-
-
 def export(source: Path, target: Path) -> None:
     """Write the weights of `source` in the official format (aliases included)."""
     checkpoint = read(source)
@@ -284,7 +239,7 @@ def export(source: Path, target: Path) -> None:
     rest = checkpoint.rest
     # A Python float, not a NumPy scalar: any NumPy, old or new, can read it.
     save(target, {"model": state, "optimizer": rest.get("optimizer", {}),
-                  "epoch": int(rest.get("epoch", 0)), "iter": int(rest.get("step", 0)),
+                  "epoch": int(rest.get("epoch", 0)), "iter": int(rest.get("epoch", 0)),
                   "miou": float(rest.get("best_score") or 0.0)})
 
 

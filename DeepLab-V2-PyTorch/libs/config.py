@@ -96,7 +96,8 @@ class Crf(Section):
 class Run(Section):
     DEVICE: Literal["auto", "cpu", "cuda"] = "auto"
     AMP: Literal["auto", "bf16", "fp16", "off"] = "auto"
-    NUM_WORKERS: FewOrNone = 4
+    COMPILE: bool = False
+    NUM_WORKERS: FewOrNone | None = None
 
 
 class Config(Section):
