@@ -11,9 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import options
 from utils.files import UserError, write_json
 from utils.logging import get_logger, progress
+from utils.options import StageParser, file_name, resolve_background, unit
+from utils.stage import begin, launch
 
 if TYPE_CHECKING:
     from labelling.metrics import Scores
@@ -22,7 +23,8 @@ log = get_logger()
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = options.stage_parser(__doc__, images="train", output="scores", batch_size=None)
+    """The options."""
+    parser = StageParser(__doc__, images="train", output="scores", batch_size=None)
     group = parser.add_argument_group("what to score")
     source = group.add_mutually_exclusive_group(required=True)
     source.add_argument("--labels-dir", type=Path, metavar="DIR", help="label PNGs")
@@ -31,24 +33,25 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
                        help="ground truth (default: DATA_ROOT/SegmentationClassAug)")
     group.add_argument("--unlabelled", choices=("miss", "skip"), default="miss",
                        help="a predicted 255 counts as wrong, or the pixel is left out")
-    group.add_argument("--name", help="name of the result (default: that of the folder); it is "
-                       "written to OUTPUT_DIR/NAME.json")
-    options.add_labelling(parser)
-    parser.add_argument("--alphas", type=options.share, nargs="+", metavar="A",
+    group.add_argument("--name", type=file_name,
+                       help="name of the result (default: that of the folder); it is written to "
+                            "OUTPUT_DIR/NAME.json")
+    parser.add_labelling()
+    parser.add_argument("--alphas", type=unit, nargs="+", metavar="A",
                         help="with --maps-dir: the sweep (default: 0 to 0.6 in steps of 0.05); "
                              "the result itself is always that at --alpha")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    import torch
+    """Count pixels image by image, then print and write the scores."""
+    import torch  # here, so that --help does not wait for it
 
     from datasets.layout import DataRoot
     from datasets.scoring import LabelCounter, MapCounter
     from datasets.voc import require_files
     from labelling.metrics import Scores, mean_iou
     from labelling.sweep import ALPHAS
-    from utils.stage import begin
     from utils.threads import ordered_map
 
     root = DataRoot(args.data_root)
@@ -60,11 +63,11 @@ def main(args: argparse.Namespace) -> None:
         require_files(needed, entries)
     saliency_dir = None
     if args.maps_dir is not None:
-        saliency_dir = options.resolve_background(args, root.saliency_dir)
+        saliency_dir = resolve_background(args, root.saliency_dir)
         if args.background == "crf":
             raise UserError("--background crf: score the labels that make_pseudo_labels.py writes "
                             "with it (--labels-dir)")
-    begin(args, {"predictions": folder, "masks": mask_dir, "list": args.list})
+    begin(args)
     torch.set_num_threads(1)  # the images share the cores, not the pixels of one image
     if args.maps_dir is None:
         alphas, sweep = [args.alpha], []
@@ -73,6 +76,8 @@ def main(args: argparse.Namespace) -> None:
         sweep = sorted(set(args.alphas or ALPHAS))
         alphas = sorted({*sweep, args.alpha})
         count = MapCounter(root, folder, mask_dir, saliency_dir, alphas)
+    if args.dry_run:
+        return log.info("dry run: would score %d images of %s", len(entries), folder)
     chosen, total, images = alphas.index(args.alpha), 0, {}
     counted = ordered_map(count, (entry.id for entry in entries))
     for entry, counts in zip(entries, progress(counted, "scoring", len(entries), "image"),
@@ -115,7 +120,4 @@ def report(args: argparse.Namespace, names: list[str], images: dict[str, float],
 
 
 if __name__ == "__main__":
-    arguments = parse()  # before the imports that take seconds
-    from utils.stage import launch
-
-    launch(main, arguments)
+    launch(main, parse())

@@ -21,29 +21,29 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> None:
     """Network and images in, a PNG of maps for each image out."""
     import torch  # here, so that --help does not wait for it
-    from utils.writing import Writers
 
     from datasets.layout import DataRoot
     from datasets.transforms import ImageOnly
     from datasets.voc import VOCDataset, collate
     from labelling.maps import save_maps, to_bytes
     from models import build
-    from utils import checkpoint, provenance
+    from utils import checkpoint, outputs
     from utils.engine import predict
     from utils.loading import inference_batches
+    from utils.writing import Writers
 
     root = DataRoot(args.data_root)
     runtime = begin(args)
     entries = root.entries(args.list)
     source = checkpoint.read_network(args, root.classes)
     scales = input_sides(args)
-    model = runtime.move(source.into(build(source.network)))
+    model = runtime.move(source.instantiate(build))
     if args.compile:
         model.class_maps = runtime.compile(model.class_maps)
 
-    record = provenance.made_from(args, root, entries, runtime.precision)
-    record.inputs["checkpoint"] = provenance.file_digest(args.checkpoint)
-    todo = provenance.unfinished({args.output_dir: record}, args, runtime)
+    record = outputs.made_from(args, root, entries, runtime.precision)
+    record.add_file("checkpoint", args.checkpoint)
+    todo = outputs.unfinished({args.output_dir: record}, args, runtime)
     dataset = VOCDataset(root, entries, ImageOnly(args.image_size), tolerant=True)
     batches = inference_batches(dataset, todo, args.batch_size, runtime, args.num_workers, collate)
     if args.dry_run:

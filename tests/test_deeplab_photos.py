@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "DeepLab-V2-PyTorch"))
 
@@ -46,12 +46,12 @@ def test_the_first_of_equal_classes_wins_as_in_argmax():
     assert most_probable(logits, (30, 30)).eq(1).all()
 
 
-class Largest(TorchDispatchMode):
+class Largest(TorchFunctionMode):
     """The bytes of the largest tensor that is made."""
 
     bytes = 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
         if isinstance(made, torch.Tensor):
             self.bytes = max(self.bytes, made.numel() * made.element_size())

@@ -21,7 +21,6 @@ from libs import transforms
 from libs.config import HERE as DEEPLAB
 from libs.data import find_pictures
 from libs.inference import segment
-from libs.losses import resize_labels
 from utils import checkpoint
 from utils.files import UserError
 from utils.loading import training_batches
@@ -288,22 +287,29 @@ def test_checkpoint_of_other_classes_or_kind(trained, tmp_path):
 @pytest.mark.parametrize("size", [(40, 70), (90, 30), (120, 100)])
 def test_augmentation_keeps_image_and_label_together(size):
     """An image that shows its own label: after scale, crop, pad and flip it still does."""
-    blocks = torch.from_numpy(np.random.default_rng(1).integers(1, 3, (4, 4)))
-    label = resize_labels(blocks[None], size)[0]
-    image = label[None].float().expand(3, -1, -1)
+    blocks = np.random.default_rng(1).integers(1, 3, (4, 4)).astype(np.uint8)
+    label = np.asarray(Image.fromarray(blocks).resize(size[::-1], Image.Resampling.NEAREST))
+    image = np.repeat(label[..., None], 3, axis=2)
     seen = set()
     for seed in range(12):
-        torch.manual_seed(seed)
-        x, y = transforms.augment(image, label, [0.5, 1.0, 1.5], 64)
-        assert x.shape == (3, 64, 64) and y.shape == (64, 64)
-        assert (x[:, y == 255] == 0).all()
-        sharp = (x[0] == x[0].round()) & (y != 255)  # not where neighbours were blended
-        assert torch.equal(x[0][sharp].long(), y[sharp]) and sharp.sum() > 0.7 * (y != 255).sum()
+        x, y = transforms.augment(image, label, (0, 0, 0), [0.5, 1.0, 1.5], 64,
+                                  np.random.default_rng(seed))
+        assert x.shape == (64, 64, 3) and y.shape == (64, 64)
+        assert (x[y == 255] == 0).all()
+        sharp = (x[..., 0] == x[..., 0].round()) & (y != 255)  # not where neighbours were blended
+        assert (x[..., 0][sharp] == y[sharp]).all() and sharp.sum() > 0.7 * (y != 255).sum()
         seen.add(tuple(y[::9, ::9].flatten().tolist()))
     assert len(seen) > 4
 
 
+def test_scaled_sizes_are_truncated():
+    """375 at 0.5 is 187, as in the official code."""
+    image, label = np.zeros((375, 101, 3), np.uint8), np.zeros((375, 101), np.uint8)
+    _, y = transforms.augment(image, label, (0, 0, 0), [0.5], 400, np.random.default_rng(0))
+    assert (y != 255).any(axis=1).sum() == 187 and (y != 255).any(axis=0).sum() == 50
+
+
 def test_inputs_are_bgr_minus_mean():
-    image = torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None].expand(3, 2, 2)
-    torch.testing.assert_close(transforms.normalize(image, [1.0, 2.0, 3.0])[:, 0, 0],
+    image = torch.tensor([10, 20, 30], dtype=torch.uint8)[None, :, None, None].expand(1, 3, 2, 2)
+    torch.testing.assert_close(transforms.normalize(image, [1.0, 2.0, 3.0])[0, :, 0, 0],
                                torch.tensor([29.0, 18.0, 7.0]))

@@ -6,9 +6,9 @@ to the official format, `python -m utils.checkpoint show FILE` says what a file 
 """
 
 import argparse
+import errno
 import logging
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models import released
 from utils.files import UserError, atomic_write
 
 log = logging.getLogger("drs")
 FORMAT = "drs/1"
-# Official files list every trunk convolution twice: features.N.* and layerK_convJ.*.
-TRUNK_ALIASES = {f"layer{block}_conv{i}": f"features.{index}" for block, indices in enumerate(
-    ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)), start=1)
-    for i, index in enumerate(indices, start=1)}
-_ALIAS = re.compile(r"(layer[1-5]_conv[1-3])\.(weight|bias)")
+NETWORKS = ("classifier", "refine", "deeplab")
+# What may stand in the description of a network: damaged or hostile numbers must not be built.
+NETWORK_VALUES: dict[str, Callable[[Any], bool]] = {
+    "num_classes": lambda n: type(n) is int and 1 <= n <= 255,
+    "width": lambda w: type(w) in (int, float) and 0 < w <= 16,
+    "batch_norm": lambda b: type(b) is bool, "freeze_bn": lambda b: type(b) is bool,
+    "drs": lambda d: d in ("learnable", "fixed", "none"),
+    "delta": lambda d: type(d) in (int, float) and 0 < d <= 1,
+    "blocks": lambda n: type(n) is int and 1 <= n <= 1000,
+    "rates": lambda n: type(n) is int and 1 <= n <= 1000,
+    "scales": lambda s: type(s) in (int, float) and 0 < s <= 16}
 
 
 @dataclass
@@ -48,9 +55,20 @@ class Checkpoint:
     rest: dict[str, Any] = field(default_factory=dict)
     own: bool = False
 
-    def into(self, model: nn.Module) -> nn.Module:
-        """`model` with this checkpoint's weights (see `load_into`)."""
-        load_into(model, self.state, self.path)
+    def instantiate(self, build: Callable[[Mapping[str, Any]], nn.Module]) -> nn.Module:
+        """The network that `build` makes of `self.network`, with this checkpoint's weights.
+
+        Raises:
+            UserError: the weights do not fit; found out before any memory is taken for them.
+        """
+        try:
+            with torch.device("meta"):
+                check_fit(build(self.network), self.state, self.path)
+            model = build(self.network)
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
+            raise UserError(f"checkpoint {self.path}: damaged, it describes no network ({error})"
+                            .replace("\n", " ")) from error
+        model.load_state_dict(self.state)
         return model
 
 
@@ -73,19 +91,48 @@ def read(path: str | Path, network: str | None = None, drs: str | None = None,
     weights = content.get("model", content)
     if not isinstance(weights, Mapping):
         raise UserError(f"{path}: no checkpoint: 'model' is no state dict")
-    state = clean_state(weights, path)
+    for name, value in weights.items():
+        if isinstance(value, Tensor):
+            check_tensor(str(name), value, path)
+    try:
+        state = released.clean_state(weights)
+    except ValueError as error:
+        raise UserError(f"checkpoint {path}: {error}") from error
     rest = {k: v for k, v in content.items() if k != "model"} if "model" in content else {}
     own = content.get("format") == FORMAT
     if own:
         config, classes = rest.pop("network", None), rest.pop("classes", None)
-        if not isinstance(config, dict) or "network" not in config or classes is None:
-            raise UserError(f"checkpoint {path}: damaged, it does not say what network it holds")
+        damage = _damage(config, classes)
+        if damage:
+            raise UserError(f"checkpoint {path}: damaged, {damage}")
         for name, asked in (("network", network), ("drs", drs), ("delta", delta)):
             if asked is not None and asked != config.get(name, asked):
                 raise UserError(f"--{name} {asked} contradicts {path}, which records "
                                 f"{config[name]}")
         return Checkpoint(path, state, config, classes, rest, own=True)
-    return Checkpoint(path, state, _infer(state, path, network, drs, delta), None, rest)
+    try:
+        return Checkpoint(path, state, released.infer_config(state, network, drs, delta), None,
+                          rest)
+    except ValueError as error:
+        raise UserError(f"checkpoint {path}: {error}") from error
+
+
+def _damage(config: Any, classes: Any) -> str | None:
+    """What is wrong with the description of the network in a file of ours; None if nothing."""
+    if (not isinstance(config, dict) or not all(isinstance(name, str) for name in config)
+            or config.get("network") not in NETWORKS):
+        return "it does not say what network it holds"
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        return "it does not name its classes"
+    for name, check in NETWORK_VALUES.items():
+        values = config.get(name, [])
+        for value in values if isinstance(values, list) else [values]:
+            if not isinstance(value, (int, float, str)) or not check(value):
+                return f"its network's {name} is {str(values)[:60]}"
+    labels = len(classes) + (config["network"] == "deeplab")
+    if config.get("num_classes") != labels:
+        return f"its network has {config.get('num_classes')} outputs, its classes need {labels}"
+    return None
 
 
 def read_network(args: argparse.Namespace, classes: Sequence[str]) -> Checkpoint:
@@ -144,60 +191,26 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def clean_state(weights: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """State dict without `module.` prefixes and without the aliases of official files."""
-    state: dict[str, Tensor] = {}
-    for name, value in weights.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"checkpoint {path}: {name!r} is no tensor: not a state dict")
-        name = name.removeprefix("module.")
-        alias = _ALIAS.fullmatch(name)
-        if alias:
-            name = f"{TRUNK_ALIASES[alias[1]]}.{alias[2]}" if alias[1] in TRUNK_ALIASES else name
-            if name in state and not torch.equal(state[name], value):
-                raise UserError(f"checkpoint {path}: {alias[0]} differs from {name}, "
-                                "of which it should be an alias")
-        elif name in state and not torch.equal(state[name], value):
-            raise UserError(f"checkpoint {path}: two different tensors for {name}")
-        state[name] = value
-    if not state:
-        raise UserError(f"checkpoint {path}: holds no weights")
-    return state
+def check_tensor(name: str, value: Tensor, path: Path) -> None:
+    """Check that a tensor from a file is plain numbers, all there and finite.
+
+    Raises:
+        UserError: it is sparse, quantized, without content, larger than the bytes behind it, or
+            holds NaN or infinity.
+    """
+    reason = None
+    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        reason = "is no plain tensor"
+    elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        reason = "claims to be larger than its data"
+    elif not bool(torch.isfinite(value).all()):
+        reason = "holds values that are not finite (the training diverged?)"
+    if reason:
+        raise UserError(f"checkpoint {path}: refused, {name} {reason}")
 
 
-def _infer(state: dict[str, Tensor], path: Path, network: str | None, drs: str | None,
-           delta: float | None) -> dict[str, Any]:
-    if "layer1.conv1.conv.weight" in state or "base.layer1.conv1.conv.weight" in state:
-        return {"network": "deeplab"}
-    try:
-        # The widest layer tells the width best: channel counts are rounded.
-        widest, last = state["features.28.weight"], state["extra_conv4.weight"]
-        width, num_classes = widest.shape[0] / 512, last.shape[0]
-    except (KeyError, IndexError) as error:
-        found = ", ".join(list(state)[:3])
-        raise UserError(f"checkpoint {path}: of another architecture (no features.28.weight and "
-                        f"extra_conv4.weight; it begins with {found})") from error
-    config: dict[str, Any] = {"num_classes": num_classes, "width": width,
-                              "batch_norm": any("_bn" in name for name in state)}
-    learnable = any(".fc.0." in name for name in state)
-    if learnable:
-        kind, mode = "classifier", "learnable"
-    else:
-        kind = network or ("classifier" if drs else "refine")
-        mode = drs or "fixed"
-    if (network or kind) != kind or (drs or mode) != mode:
-        raise UserError(f"checkpoint {path}: holds a {kind} with {mode} DRS, not what "
-                        f"--network {network} --drs {drs} asks for")
-    if kind == "classifier":
-        if mode == "fixed" and delta is None:
-            raise UserError(f"checkpoint {path}: records no delta; give --delta "
-                            "(0.55 in the paper)")
-        config |= {"drs": mode, "delta": 0.55 if delta is None else delta}
-    return {"network": kind, **config}
-
-
-def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Copy `state` into `model`.
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Check that `state` has just the tensors that `model` needs.
 
     Raises:
         UserError: listing the tensors that are missing, unexpected or of another shape.
@@ -213,14 +226,18 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
              for kind, names in problems.items() if names]
     if found:
         raise UserError(f"checkpoint {path} does not fit the network; " + "; ".join(found))
-    model.load_state_dict(dict(state))
 
 
 def save(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write `content` with torch.save, atomically."""
     # A file object, because torch.save reports a failed write to a path as a RuntimeError.
     with atomic_write(path) as tmp, open(tmp, "wb") as file:
-        torch.save(dict(content), file)
+        try:
+            torch.save(dict(content), file)
+        except RuntimeError as error:  # its writer's word for a failed write
+            cause = error.__cause__ or error.__context__
+            raise cause if isinstance(cause, OSError) else OSError(
+                errno.ENOSPC, f"writing failed ({str(error).splitlines()[0]})") from error
 
 
 def export(source: Path, target: Path) -> None:
@@ -233,13 +250,11 @@ def export(source: Path, target: Path) -> None:
     if checkpoint.network.get("width", 1) != 1 or checkpoint.network.get("batch_norm"):
         log.warning("%s is no full-size VGG-16 without batch norm: the official code cannot "
                     "load it, this project can", source)
-    for alias, name in TRUNK_ALIASES.items():
-        for kind in ("weight", "bias"):
-            state[f"{alias}.{kind}"] = state[f"{name}.{kind}"]
+    state = released.add_aliases(state)
     rest = checkpoint.rest
     # A Python float, not a NumPy scalar: any NumPy, old or new, can read it.
     save(target, {"model": state, "optimizer": rest.get("optimizer", {}),
-                  "epoch": int(rest.get("epoch", 0)), "iter": int(rest.get("epoch", 0)),
+                  "epoch": int(rest.get("epoch", 0)), "iter": int(rest.get("step", 0)),
                   "miou": float(rest.get("best_score") or 0.0)})
 
 

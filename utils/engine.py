@@ -44,7 +44,7 @@ def train_epoch(network: nn.Module, batches: Batches,
         after_step: called after each optimizer step (a schedule that counts steps).
 
     Returns:
-        {"loss": the mean over batches and processes}.
+        {"loss": the mean over batches and processes, "steps": optimizer steps made}.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -67,7 +67,7 @@ def train_epoch(network: nn.Module, batches: Batches,
                 after_step()
     total = runtime.sum(total)
     _check_finite(total[0])
-    return {"loss": float(total[0] / total[1].clamp(min=1))}
+    return {"loss": float(total[0] / total[1].clamp(min=1)), "steps": len(batches) // accumulate}
 
 
 def _check_finite(loss: Tensor) -> None:

@@ -40,6 +40,13 @@ unit = number(float, 0, 1)
 positive_unit = number(float, 0, 1, open_low=True)
 
 
+def file_name(text: str) -> str:
+    """An argparse type: a name that stays in its folder."""
+    if not 0 < len(text) <= 100 or text.startswith(".") or set(text) & set("/\\\0"):
+        raise argparse.ArgumentTypeError(f"must be a plain file name, got {text[:40]!r}")
+    return text
+
+
 def neutral(option: argparse.Action) -> argparse.Action:
     """Mark an option that does not shape the result: work may go on with another value of it."""
     option.shapes_result = False  # type: ignore[attr-defined]

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from utils import checkpoint, provenance
+from utils import checkpoint, outputs, provenance
 from utils.engine import MEND
 from utils.files import UserError, write_json
 from utils.loading import DeviceBatches
@@ -77,9 +77,11 @@ def init_trunk(model: Any, source: str) -> None:
 def training_record(args: argparse.Namespace, root: Any, entries: Sequence[Any], runtime: Runtime
                     ) -> provenance.Record:
     """What a training with these options, data set and entries of a list is made from."""
-    record = provenance.made_from(args, root, entries, runtime.precision)
-    record.inputs["initial weights"] = args.init if args.init in ("imagenet", "none") \
-        else provenance.file_digest(Path(args.init), "--init")
+    record = outputs.made_from(args, root, entries, runtime.precision)
+    if args.init in ("imagenet", "none"):
+        record.inputs["initial weights"] = args.init
+    else:
+        record.add_file("initial weights", Path(args.init))
     if getattr(args, "maps_dir", None) is not None:
         provenance.upstream(record, "localization maps", args.maps_dir,
                             [entry.id for entry in entries])
@@ -109,8 +111,8 @@ class Training:
         self.unit = unit
         self.scaler = runtime.scaler()
         self.history: list[dict[str, float]] = []
-        self.best_score = -math.inf
-        self._start, self._writer = time.monotonic(), None
+        self.best_score, self.step = -math.inf, 0
+        self._start, self._lr, self._writer = time.monotonic(), 0.0, None
 
     def resume(self, overwrite: bool = False) -> bool:
         """Go on from last.pth; False where there is none, or where it is to be replaced.
@@ -120,6 +122,7 @@ class Training:
         Raises:
             UserError: last.pth is damaged, or was trained from something else.
         """
+        self.record.announce()
         if overwrite or not self.last.exists():
             return False
         state = checkpoint.read(self.last)
@@ -138,7 +141,7 @@ class Training:
                 self.scaler.load_state_dict(state.rest["scaler"])
             self.history = [{str(k): float(v) for k, v in row.items()}
                             for row in state.rest["history"]]
-            score = state.rest["best_score"]
+            self.step, score = int(state.rest["step"]), state.rest["best_score"]
             self.best_score = -math.inf if score is None else float(score)
         except Exception as error:  # whatever damage there is: torch and we raise many types
             raise UserError(f"checkpoint {self.last}: damaged, training cannot go on from it "
@@ -146,8 +149,8 @@ class Training:
                             .replace("\n", " ")) from error
         return True
 
-    def epochs(self, total: int) -> Iterator[int]:
-        """The epochs that are left of `total`, counted from 1."""
+    def epochs(self, total: int, batches: DeviceBatches) -> Iterator[int]:
+        """The epochs that are left of `total`, counted from 1; `batches` are set to each."""
         done = len(self.history)
         if done:
             log.info("going on after %s %d of %d", self.unit, done, total)
@@ -156,7 +159,8 @@ class Training:
         self._writer = ScalarWriter(self.folder / "tensorboard", self.runtime.main)
         try:
             for epoch in range(done + 1, total + 1):
-                self._start = time.monotonic()
+                self._start, self._lr = time.monotonic(), self.optimizer.param_groups[0]["lr"]
+                batches.set_epoch(epoch)
                 yield epoch
         finally:
             self._writer.close()
@@ -169,13 +173,11 @@ class Training:
                  f"{self.unit} {len(self.history)} of {self.last}" if self.history
                  else "the initial weights", self.folder)
 
-    def end_epoch(self, figures: Mapping[str, float], lr: float, score: float | None = None
-                  ) -> None:
+    def end_epoch(self, figures: Mapping[str, float], score: float | None = None) -> None:
         """Write the checkpoints and figures of an epoch that has been trained.
 
         Args:
-            figures: what was measured: loss, validation scores.
-            lr: the learning rate it was trained with.
+            figures: what was measured: loss, steps, validation scores.
             score: the higher, the better; None: the last epoch counts as the best.
 
         Raises:
@@ -185,7 +187,9 @@ class Training:
         if not all(bool(torch.isfinite(value).all()) for value in self.model.state_dict().values()):
             raise FloatingPointError(f"the training diverged, weights are not finite after "
                                      f"{self.unit} {epoch}; {MEND}")
-        row = {"epoch": epoch, **figures, "lr": lr,
+        figures = dict(figures)
+        self.step += int(figures.pop("steps", 0))
+        row = {"epoch": epoch, **figures, "lr": self._lr,
                "seconds": round(time.monotonic() - self._start, 2)}
         improved = score is None or score > self.best_score
         if score is not None:
@@ -218,7 +222,7 @@ class Training:
         return {"format": checkpoint.FORMAT, "network": dict(self.model.config),
                 "classes": list(self.record.classes), "made_from": self.record.plain(),
                 "model": self.model.state_dict(), "epoch": len(self.history),
-                "history": self.history,
+                "step": self.step, "history": self.history,
                 "best_score": None if self.best_score == -math.inf else self.best_score}
 
     def finish(self) -> None:

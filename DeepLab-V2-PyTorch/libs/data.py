@@ -36,7 +36,7 @@ class Pictures(Dataset):
             return {"error": str(error)}
         size = (image.height, image.width)
         image = shrink(image, self.max_side)
-        sample = {"id": path.stem, "size": size, "pixels": np.asarray(image), "image": image}
+        sample = {"id": path.stem, "size": size, "pixels": np.array(image), "image": image}
         return self.transform.sample(sample, np.random.default_rng())  # nothing is random here
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,8 @@ class Experiment:
             raise UserError(f"checkpoint {path}: was trained for {num_classes - 1} classes"
                             f" ({', '.join(source.classes or ['not named'])}), the data set has "
                             f"{len(list(classes))} ({', '.join(classes)})")
-        model = build(source.network if source.own else self.network_config(num_classes))
-        checkpoint.load_into(model, state, path)
+        network = source.network if source.own else self.network_config(num_classes)
+        model = replace(source, state=state, network=network).instantiate(build)
         return self.runtime.move(model), source.classes
 
     def crf_params(self) -> CRFParams:
