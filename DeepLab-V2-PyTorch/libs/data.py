@@ -9,14 +9,21 @@ from torch.utils.data import Dataset
 
 from datasets.images import read_image
 from datasets.layout import IMAGE_SUFFIXES
+from datasets.transforms import Transform
+from libs.transforms import shrink
 from utils.files import UserError
 
 
 class Pictures(Dataset):
-    """Images without a data set around them; an unreadable one becomes {"error": message}."""
+    """Images without a data set around them; an unreadable one becomes {"error": message}.
 
-    def __init__(self, paths: Sequence[Path], transform: Any) -> None:
-        self.paths, self.transform = paths, transform
+    A sample has "size", the image's own (height, width), and "pixels" (h, w, 3), which the network
+    sees: of an image whose longest side is beyond `max_side`, they are a smaller version.
+    """
+
+    def __init__(self, paths: Sequence[Path], transform: Transform, max_side: int | None = None
+                 ) -> None:
+        self.paths, self.transform, self.max_side = paths, transform, max_side
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -27,9 +34,10 @@ class Pictures(Dataset):
             image, _ = read_image(path)
         except UserError as error:
             return {"error": str(error)}
-        rng = np.random.default_rng()  # not drawn from: nothing is random here
-        return self.transform.sample({"id": path.stem, "size": (image.height, image.width),
-                               "pixels": np.array(image), "image": image}, rng)
+        size = (image.height, image.width)
+        image = shrink(image, self.max_side)
+        sample = {"id": path.stem, "size": size, "pixels": np.array(image), "image": image}
+        return self.transform.sample(sample, np.random.default_rng())  # nothing is random here
 
 
 def find_pictures(source: Path) -> list[Path]:

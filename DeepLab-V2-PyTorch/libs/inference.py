@@ -4,6 +4,7 @@ Nothing is held for more than a few images, however long the list.
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labelling.crf import CRFParams, crf_labels
+from libs.transforms import nearest
 from utils import engine, provenance
 from utils.files import UserError, atomic_write
 from utils.loading import DeviceBatches
@@ -50,22 +52,60 @@ def class_probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
                          align_corners=False)[0].softmax(dim=0)
 
 
-def segment(stream: Iterable[tuple[Sample, Tensor]], crf: CRFParams | None = None
-            ) -> Iterator[tuple[Sample, np.ndarray]]:
-    """(sample, logits) -> (sample, label (H, W) uint8 at the image's size).
+def most_probable(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """The argmax of `class_probabilities`, in the memory of a few rows: (*size) uint8.
+
+    The logits are interpolated along rows once, then along columns for one strip after the other:
+    the rows of the result that lie between the same two rows of logits. A class takes part in a
+    strip only where it can win: interpolation stays between its two ends, so a class that is
+    nowhere above what another has at both ends is below that one everywhere in between.
 
     Args:
-        stream: samples have "size" and, for the CRF, "pixels".
+        logits: (C, h, w), C at most 256.
+        size: height and width of the result.
+    """
+    height, rows = size[0], logits.shape[1]
+    wide = F.interpolate(logits[None].float(), (rows, size[1]), mode="bilinear",
+                         align_corners=False)[0]
+    # As F.interpolate with align_corners=False: pixels are areas, the outer ones reach the border.
+    source = (torch.arange(height, dtype=torch.float32) + 0.5) * (rows / height) - 0.5
+    source = source.clamp(min=0, max=rows - 1)
+    upper = source.long()
+    result = torch.zeros(size, dtype=torch.uint8, device=logits.device)
+    bounds = [0, *((upper[1:] != upper[:-1]).nonzero()[:, 0] + 1).tolist(), height]
+    for first, last in pairwise(bounds):
+        above = int(upper[first])
+        below = min(above + 1, rows - 1)
+        ends = torch.stack((wide[:, above], wide[:, below]))
+        able = (ends.amax(dim=0) >= ends.amin(dim=0).amax(dim=0)).any(dim=1).nonzero()[:, 0]
+        weight = (source[first:last] - above).to(logits.device)[:, None]
+        strip = result[first:last]
+        best = torch.full_like(strip, -torch.inf, dtype=torch.float32)
+        for index in able.tolist():  # a running maximum: several times as fast as argmax
+            score = torch.lerp(ends[0, index], ends[1, index], weight)
+            strip.masked_fill_(score > best, index)
+            torch.maximum(best, score, out=best)
+    return result
+
+
+def segment(stream: Iterable[tuple[Sample, Tensor]], crf: CRFParams | None = None
+            ) -> Iterator[tuple[Sample, np.ndarray]]:
+    """(sample, logits) -> (sample, label (H, W) uint8 at the image's own size).
+
+    Args:
+        stream: samples have "size" and, for the CRF, "pixels", which may be smaller: the CRF works
+            at their size, and the nearest of its labels is taken.
         crf: refine the probabilities by a CRF; None: their maximum.
     """
     if crf is None:
         for sample, logits in stream:
-            label = class_probabilities(logits, sample["size"]).argmax(dim=0)
-            yield sample, label.to(torch.uint8).cpu().numpy()
+            yield sample, most_probable(logits, sample["size"]).cpu().numpy()
     else:
-        yield from crf_labels(
-            ((sample, sample["pixels"], class_probabilities(logits, sample["size"]))
-             for sample, logits in stream), crf)
+        for sample, label in crf_labels(
+                ((sample, sample["pixels"],
+                  class_probabilities(logits, sample["pixels"].shape[:2]))
+                 for sample, logits in stream), crf):
+            yield sample, nearest(np.asarray(label), sample["size"])
 
 
 class LogitStore:

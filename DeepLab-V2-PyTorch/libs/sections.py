@@ -83,9 +83,14 @@ class _Loader(yaml.BaseLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        values = super().construct_mapping(node, deep)
-        if len(values) < len(node.value):
-            raise _refusal("a key stands here twice", node)
+        values: dict[Any, Any] = {}
+        for key, value in node.value:
+            name = self.construct_object(key, deep)
+            if not isinstance(name, str):
+                raise _refusal("a key must be a name", key)
+            if name in values:
+                raise _refusal(f"{_show(name)} stands twice", key)
+            values[name] = self.construct_object(value, deep)
         return values
 
     def construct_scalar(self, node: yaml.ScalarNode) -> Any:
@@ -119,7 +124,7 @@ def load(model: type[Sections], path: Path, overrides: Sequence[str], base: Path
     for override in overrides:
         name, equals, text = override.partition("=")
         section, dot, key = name.partition(".")
-        if not equals:
+        if not equals or not name.isprintable():
             raise UserError(f"{override!r}: an override has the form SECTION.KEY=VALUE")
         if not dot:
             raise UserError(_unknown(name, model))
@@ -153,7 +158,7 @@ def _parse(text: str, source: str) -> Any:
     except yaml.YAMLError as error:
         where, reason = source, str(error).partition("\n")[0]
     except RecursionError:
-        where, reason = source, "brackets in brackets in brackets"
+        where, reason = source, "nested too deeply"
     raise UserError(f"{where}: no acceptable YAML: {reason}")
 
 

@@ -75,6 +75,22 @@ def normalize(images: Tensor, mean: Sequence[float]) -> Tensor:
     return images.flip(1).float().sub_(torch.tensor(mean, device=images.device)[:, None, None])
 
 
+def shrink(image: Image.Image, max_side: int | None) -> Image.Image:
+    """The image, its longest side at most `max_side` pixels (None: as it is); bilinear, 8-bit."""
+    longest = max(image.size)
+    if max_side is None or longest <= max_side:
+        return image
+    width, height = (max(1, round(side * max_side / longest)) for side in image.size)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def nearest(label: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Labels (h, w) uint8 at another size (height, width), by Pillow's nearest."""
+    if label.shape == size:
+        return label
+    return np.asarray(Image.fromarray(label).resize(size[::-1], Image.Resampling.NEAREST))
+
+
 def augment(image: np.ndarray, label: np.ndarray, mean: Sequence[float],
             scales: Sequence[float], crop: int, rng: np.random.Generator
             ) -> tuple[np.ndarray, np.ndarray]:
@@ -96,8 +112,7 @@ def augment(image: np.ndarray, label: np.ndarray, mean: Sequence[float],
     if (height, width) != label.shape:
         image = cv2.resize(image.astype(np.float32), (width, height),
                            interpolation=cv2.INTER_LINEAR)
-        label = np.asarray(Image.fromarray(label).resize((width, height),
-                                                         Image.Resampling.NEAREST))
+        label = nearest(label, (height, width))
     top, left = rng.integers(0, (max(height - crop, 0) + 1, max(width - crop, 0) + 1))
     rows, columns = slice(top, top + crop), slice(left, left + crop)
     height, width = min(height, crop), min(width, crop)
