@@ -157,8 +157,8 @@ def verdict(scores: ImageScores, *, held_out: bool) -> Verdict:
     if skill < NOT_LEARNED:
         more = ", add images" if held_out else ""
         return Verdict(False, f"The classifier has not learned: {figures}. Its maps will be noise. "
-                       "Try more --epochs, --init imagenet, a higher --lr or the milder --drs fixed "
-                       f"--delta 0.7{more}, and check the labels in the list.")
+                       "Try more --epochs, --init imagenet, a higher --lr or the milder --drs "
+                       f"fixed --delta 0.7{more}, and check the labels in the list.")
     if skill < LITTLE_LEARNED:
         return Verdict(True, f"The classifier has learned little: {figures}. Try more --epochs or "
                        "--init imagenet before the next stage.")
