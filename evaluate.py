@@ -1,33 +1,30 @@
 """Score pseudo labels, predictions or localization maps against masks.
 
-In: a folder of label PNGs, or of localization maps that are turned into labels at a threshold
-alpha (one, or a sweep). Out: a table, and the same as JSON. The only stage that must have masks.
+In: a folder of label PNGs, or of localization maps, which the label rule (without its ignore
+steps) turns into labels. Out: a table, and OUTPUT_DIR/NAME.json with the scores, the mIoU of each
+image and, for maps, the scores over a sweep of alphas. The only stage that must have masks.
 """
 
 import argparse
+import math
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-
-from datasets.images import read_companion, read_image
-from datasets.layout import DataRoot
-from datasets.voc import require_files
-from labelling.labels import SALIENCY_THRESHOLD, background_scores, fuse
-from labelling.maps import load_maps
-from labelling.metrics import ConfusionMatrix, Scores
-from utils import options
 from utils.files import UserError, write_json
 from utils.logging import get_logger, progress
+from utils.options import StageParser, file_name, resolve_background, unit
 from utils.stage import begin, launch
+
+if TYPE_CHECKING:
+    from labelling.metrics import Scores
 
 log = get_logger()
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = options.stage_parser(__doc__, images="train", output="scores", batch_size=None)
+    """The options."""
+    parser = StageParser(__doc__, images="train", output="scores", batch_size=None)
     group = parser.add_argument_group("what to score")
     source = group.add_mutually_exclusive_group(required=True)
     source.add_argument("--labels-dir", type=Path, metavar="DIR", help="label PNGs")
@@ -36,15 +33,27 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
                        help="ground truth (default: DATA_ROOT/SegmentationClassAug)")
     group.add_argument("--unlabelled", choices=("miss", "skip"), default="miss",
                        help="a predicted 255 counts as wrong, or the pixel is left out")
-    group.add_argument("--name", help="name of the result (default: that of the folder); it is "
-                       "written to OUTPUT_DIR/NAME.json")
-    options.add_labelling(parser)
-    parser.add_argument("--alphas", type=options.share, nargs="+", metavar="A",
-                        help="with --maps-dir: score at each of these alphas, report the best too")
+    group.add_argument("--name", type=file_name,
+                       help="name of the result (default: that of the folder); it is written to "
+                            "OUTPUT_DIR/NAME.json")
+    parser.add_labelling()
+    parser.add_argument("--alphas", type=unit, nargs="+", metavar="A",
+                        help="with --maps-dir: the sweep (default: 0 to 0.6 in steps of 0.05); "
+                             "the result itself is always that at --alpha")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
+    """Count pixels image by image, then print and write the scores."""
+    import torch  # here, so that --help does not wait for it
+
+    from datasets.layout import DataRoot
+    from datasets.scoring import LabelCounter, MapCounter
+    from datasets.voc import require_files
+    from labelling.metrics import Scores, mean_iou
+    from labelling.sweep import ALPHAS
+    from utils.threads import ordered_map
+
     root = DataRoot(args.data_root)
     entries = root.entries(args.list, labels=False)
     folder, mask_dir = args.labels_dir or args.maps_dir, args.mask_dir or root.mask_dir
@@ -54,68 +63,59 @@ def main(args: argparse.Namespace) -> None:
         require_files(needed, entries)
     saliency_dir = None
     if args.maps_dir is not None:
-        saliency_dir = options.resolve_background(args, root.saliency_dir)
+        saliency_dir = resolve_background(args, root.saliency_dir)
         if args.background == "crf":
             raise UserError("--background crf: score the labels that make_pseudo_labels.py writes "
                             "with it (--labels-dir)")
-    begin(args, {"predictions": folder, "masks": mask_dir, "list": args.list})
-    torch.set_num_threads(1)  # each image is little work: more threads only wait for each other
-    names = ["background", *root.classes]
-    alphas = args.alphas or [args.alpha]
-    matrices = {alpha: ConfusionMatrix(len(names), args.unlabelled) for alpha in alphas}
-    for entry in progress(entries, "scoring", unit="image"):
-        image, orientation = read_image(root.image(entry.id))
-        size, file = (image.height, image.width), f"{entry.id}.png"
-        mask = read_companion(mask_dir / file, size, orientation)
-        if args.labels_dir is not None:
-            labels = dict.fromkeys(alphas, read_companion(folder / file, size, orientation))
-        else:
-            saliency = None if saliency_dir is None else \
-                read_companion(saliency_dir / file, size, orientation) > SALIENCY_THRESHOLD
-            labels = labels_from_maps(folder / file, len(root.classes), size, saliency, alphas)
-        for alpha, label in labels.items():
-            try:
-                matrices[alpha].update(label, mask)
-            except ValueError as error:
-                raise UserError(f"{folder / file} against {mask_dir / file}: {error}") from error
-    results = {alpha: matrix.scores() for alpha, matrix in matrices.items()}
-    report(args, names, results, len(entries), folder)
+    begin(args)
+    torch.set_num_threads(1)  # the images share the cores, not the pixels of one image
+    if args.maps_dir is None:
+        alphas, sweep = [args.alpha], []
+        count = LabelCounter(root, folder, mask_dir, args.unlabelled)
+    else:
+        sweep = sorted(set(args.alphas or ALPHAS))
+        alphas = sorted({*sweep, args.alpha})
+        count = MapCounter(root, folder, mask_dir, saliency_dir, alphas)
+    if args.dry_run:
+        return log.info("dry run: would score %d images of %s", len(entries), folder)
+    chosen, total, images = alphas.index(args.alpha), 0, {}
+    counted = ordered_map(count, (entry.id for entry in entries))
+    for entry, counts in zip(entries, progress(counted, "scoring", len(entries), "image"),
+                             strict=True):
+        total += counts
+        images[entry.id] = mean_iou(counts[chosen])
+    scores = {alpha: Scores.of(counts) for alpha, counts in zip(alphas, total, strict=True)}
+    report(args, ["background", *root.classes], images, scores[args.alpha],
+           {alpha: scores[alpha] for alpha in sweep})
 
 
-def labels_from_maps(path: Path, num_classes: int, size: tuple[int, int],
-                     saliency: np.ndarray | None, alphas: list[float]
-                     ) -> dict[float, torch.Tensor]:
-    """Labels (H, W) of one image at each alpha, by the rule without its ignore steps.
+def report(args: argparse.Namespace, names: list[str], images: dict[str, float],
+           scores: "Scores", sweep: dict[float, "Scores"]) -> None:
+    """Print the tables and write all as JSON.
 
-    Without saliency, alpha itself is the background's score: a pixel belongs to its strongest
-    class where that reaches alpha.
+    Args:
+        images: id -> mIoU of that image, NaN where its mask has no label.
+        scores: the result.
+        sweep: for maps, the scores at other alphas.
     """
-    maps, classes = load_maps(path, num_classes)
-    scores = torch.from_numpy(maps).float()[None] / 255
-    if scores.shape[2:] != size and classes:
-        scores = F.interpolate(scores, size, mode="bilinear", align_corners=True)
-    scores = scores[0] if classes else torch.zeros(0, *size)
-    known = None if saliency is None else torch.from_numpy(saliency)
-    return {alpha: fuse(scores, classes, background_scores(size, known, alpha), alpha=alpha,
-                        ignore=False) for alpha in alphas}
-
-
-def report(args: argparse.Namespace, names: list[str], results: dict[float, Scores],
-           images: int, folder: Path) -> None:
-    """Print the table of the best alpha (or the only result) and write all as JSON."""
-    best = max(results, key=lambda alpha: results[alpha].miou)
-    if len(results) > 1:
+    folder = args.labels_dir or args.maps_dir
+    if sweep:
+        best = max(sweep, key=lambda alpha: sweep[alpha].miou)
         print("alpha   mIoU  precision  recall")
-        for alpha, scores in results.items():
-            print(f"{alpha:5.2f}  {100 * scores.miou:5.2f}      {100 * scores.precision:5.2f}   "
-                  f"{100 * scores.recall:5.2f}{'   best' if alpha == best else ''}")
-    print(f"{folder}: {images} images" + (f", alpha {best:g}" if args.maps_dir else ""))
-    print(results[best].table(names))
+        for alpha, at in sweep.items():
+            print(f"{alpha:5.2f}  {100 * at.miou:5.2f}      {100 * at.precision:5.2f}   "
+                  f"{100 * at.recall:5.2f}{'   best' if alpha == best else ''}")
+    print(f"{folder}: {len(images)} images" + (f", alpha {args.alpha:g}" if sweep else ""))
+    print(scores.table(names))
     name = args.name or folder.name
     write_json(args.output_dir / f"{name}.json", {
-        "name": name, "folder": folder, "list": args.list, "images": images, "labels": names,
-        "alpha": best if args.maps_dir else None, **asdict(results[best]),
-        "sweep": {f"{alpha:g}": scores.miou for alpha, scores in results.items()}})
+        "name": name, "folder": folder, "list": args.list, "images": len(images), "labels": names,
+        "alpha": args.alpha if sweep else None, "background": args.background if sweep else None,
+        "unlabelled": args.unlabelled, **asdict(scores),
+        "sweep": [{"alpha": alpha, "miou": at.miou, "precision": at.precision,
+                   "recall": at.recall} for alpha, at in sweep.items()],
+        "per_image": {image_id: round(miou, 4) for image_id, miou in images.items()
+                      if not math.isnan(miou)}})
     log.info("wrote %s", args.output_dir / f"{name}.json")
 
 

@@ -1,44 +1,53 @@
 """Between the steps: multi-scale localization maps of a list of images.
 
 In: images, their labels and a checkpoint (the classifier's, or the refinement network's).
-Out: OUTPUT_DIR/ID.png, 8-bit maps of the classes present (`labelling/maps.py`). Finished images are
-skipped when it is started again.
+Out: OUTPUT_DIR/ID.png, 8-bit maps of the classes present (`labelling/maps.py`). Finished images
+are skipped when it is started again.
 """
 
 import argparse
 
-import torch
-
-from datasets import transforms
-from datasets.layout import DataRoot
-from datasets.voc import VOCDataset, collate
-from labelling.maps import save_maps
-from models import build
-from utils import checkpoint, options
-from utils.engine import predict
-from utils.runtime import inference_loader
-from utils.stage import begin, labelling_todo, launch, report_failures
+from utils.options import StageParser, input_sides
+from utils.stage import begin, launch, report_failures
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = options.stage_parser(__doc__, images="train_aug", output="localization_maps",
-                                  batch_size=8)
-    options.add_checkpoint(parser, "classifier/best.pth")
+    """The options; the defaults are the paper's."""
+    parser = StageParser(__doc__, images="train_aug", output="localization_maps", batch_size=8)
+    parser.add_checkpoint("classifier/best.pth")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    options.resolve_folders(args)
+    """Network and images in, a PNG of maps for each image out."""
+    import torch  # here, so that --help does not wait for it
+
+    from datasets.layout import DataRoot
+    from datasets.transforms import ImageOnly
+    from datasets.voc import VOCDataset, collate
+    from labelling.maps import save_maps, to_bytes
+    from models import build
+    from utils import checkpoint, outputs
+    from utils.engine import predict
+    from utils.loading import inference_batches
+    from utils.writing import Writers
+
     root = DataRoot(args.data_root)
+    runtime = begin(args)
     entries = root.entries(args.list)
-    source = checkpoint.read_network(args, len(root.classes))
-    scales = options.input_sides(args)
-    runtime = begin(args, {"images": root.image_dir, "list": args.list,
-                           "checkpoint": args.checkpoint})
-    model = runtime.place(source.into(build(source.network)))
-    todo = labelling_todo(args, [entry.id for entry in entries], runtime)
-    dataset = VOCDataset(root, entries, transforms.image_only(args.image_size), tolerant=True)
-    loader = inference_loader(dataset, todo, args.batch_size, runtime, args.num_workers, collate)
+    source = checkpoint.read_network(args, root.classes)
+    scales = input_sides(args)
+    model = runtime.move(source.instantiate(build))
+    if args.compile:
+        model.class_maps = runtime.compile(model.class_maps)
+
+    record = outputs.made_from(args, root, entries, runtime.precision)
+    record.add_file("checkpoint", args.checkpoint)
+    todo = outputs.unfinished({args.output_dir: record}, args, runtime)
+    dataset = VOCDataset(root, entries, ImageOnly(args.image_size), tolerant=True)
+    batches = inference_batches(dataset, todo, args.batch_size, runtime, args.num_workers, collate)
+    if args.dry_run:
+        return batches.dry_run(len(todo), args.output_dir)
     size = (args.image_size,) * 2
 
     def forward(network: torch.nn.Module, batch: dict) -> list[torch.Tensor]:
@@ -46,12 +55,12 @@ def main(args: argparse.Namespace) -> None:
                                          [size] * len(batch["image"]), scales)
 
     errors = []
-    for batch, maps in predict(model, loader, runtime, forward, "localization maps"):
-        errors += batch["errors"]
-        for i, scores in enumerate(maps):
-            save_maps(args.output_dir / f"{batch['id'][i]}.png",
-                      (scores.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy(),
-                      batch["labels"][i].nonzero()[:, 0].tolist())
+    with Writers() as writers:
+        for batch, maps in predict(model, batches, runtime, forward, "localization maps"):
+            errors += batch["errors"]
+            for i, scores in enumerate(maps):
+                writers.submit(save_maps, args.output_dir / f"{batch['id'][i]}.png",
+                               to_bytes(scores), batch["labels"][i].nonzero()[:, 0].tolist())
     report_failures(errors, len(entries), runtime)
 
 

@@ -6,73 +6,87 @@ classifier's alone). Out: OUTPUT_DIR/ID.png in the VOC palette: 0 background, cl
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
+from utils.options import StageParser, input_sides, neutral, resolve_background
+from utils.stage import begin, hold, launch, report_failures
 
-from datasets import transforms
-from datasets.layout import DataRoot
-from datasets.voc import VOCDataset, collate
-from labelling.crf import crf_labels, require_crf, score_probabilities
-from labelling.labels import IGNORE, background_scores, fuse, save_label
-from labelling.maps import save_maps
-from models import build
-from utils import checkpoint, options
-from utils.engine import predict
-from utils.files import output_folder
-from utils.logging import get_logger
-from utils.runtime import inference_loader
-from utils.stage import begin, labelling_todo, launch, report_failures
+if TYPE_CHECKING:
+    from utils.provenance import Record
 
-log = get_logger()
-# One image on its way: label file, labels (H, W), scores (K, H, W), their classes, image or None.
-Labelled = tuple[Path, np.ndarray, torch.Tensor, list[int], np.ndarray | None]
+# Options that shape the labels, but not the maps that --save-maps writes.
+RULE = ("alpha", "background", "background_score", "ignore")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = options.stage_parser(__doc__, images="train_aug", output="pseudo_labels",
-                                  batch_size=8)
-    options.add_checkpoint(parser, "refine/best.pth")
-    group = options.add_labelling(parser)
+    """The options; the defaults are the paper's."""
+    parser = StageParser(__doc__, images="train_aug", output="pseudo_labels", batch_size=8)
+    parser.add_checkpoint("refine/best.pth")
+    group = parser.add_labelling()
     group.add_argument("--no-ignore", dest="ignore", action="store_false",
                        help="give every pixel a label (the rule used in validation)")
-    group.add_argument("--save-maps", type=Path, metavar="DIR",
-                       help="also write the scores, as localization maps of the images' own size")
+    neutral(group.add_argument(
+        "--save-maps", type=Path, metavar="DIR",
+        help="also write the scores, as localization maps of the images' own size"))
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    options.resolve_folders(args)
+    """Network, images and background cue in, a label PNG for each image out."""
+    import torch  # here, so that --help does not wait for it
+
+    from datasets.layout import DataRoot
+    from datasets.transforms import ImageOnly
+    from datasets.voc import VOCDataset, collate
+    from labelling.crf import crf_labels, score_probabilities
+    from labelling.labels import IGNORE, background_scores, fuse, save_label
+    from labelling.maps import save_maps, to_bytes
+    from models import build
+    from utils import checkpoint, outputs, provenance
+    from utils.engine import predict
+    from utils.files import output_folder
+    from utils.loading import inference_batches
+    from utils.logging import get_logger
+    from utils.writing import Writers
+
     root = DataRoot(args.data_root)
+    runtime = begin(args)
     entries = root.entries(args.list)
-    saliency_dir = options.resolve_background(args, root.saliency_dir)
-    if args.background == "crf":
-        require_crf()
+    saliency_dir = resolve_background(args, root.saliency_dir)
     if args.background != "saliency" and args.background_score < args.alpha:
-        log.warning("--background-score %g has no effect: scores below --alpha %g count as 0; "
-                    "lower --alpha too", args.background_score, args.alpha)
-    source = checkpoint.read_network(args, len(root.classes))
-    scales = options.input_sides(args)
-    runtime = begin(args, {"images": root.image_dir, "list": args.list,
-                           "checkpoint": args.checkpoint, "saliency": saliency_dir})
+        get_logger().warning("--background-score %g has no effect: scores below --alpha %g count "
+                             "as 0; lower --alpha too", args.background_score, args.alpha)
+    source = checkpoint.read_network(args, root.classes)
+    scales = input_sides(args)
+    model = runtime.move(source.instantiate(build))
+    if args.compile:
+        model.class_maps = runtime.compile(model.class_maps)
+
+    dataset = VOCDataset(root, entries, ImageOnly(args.image_size), saliency_dir=saliency_dir,
+                         pixels=args.background == "crf", tolerant=True)
+    record = outputs.made_from(args, root, entries, runtime.precision)
+    record.add_file("checkpoint", args.checkpoint)
+    folders = {args.output_dir: record}
     if args.save_maps is not None:
-        output_folder(args.save_maps, "--save-maps")
-    model = runtime.place(source.into(build(source.network)))
-    todo = labelling_todo(args, [entry.id for entry in entries], runtime)
-    dataset = VOCDataset(root, entries, transforms.image_only(args.image_size),
-                         saliency_dir=saliency_dir, pixels=args.background == "crf",
-                         tolerant=True)
-    loader = inference_loader(dataset, todo, args.batch_size, runtime, args.num_workers, collate)
+        folders[args.save_maps] = of_the_maps(record)
+        if runtime.main and not args.dry_run:
+            hold(output_folder(args.save_maps, "--save-maps"))
+    if saliency_dir is not None:
+        provenance.upstream(record, "saliency", saliency_dir, [entry.id for entry in entries])
+    todo = outputs.unfinished(folders, args, runtime)
+    batches = inference_batches(dataset, todo, args.batch_size, runtime, args.num_workers, collate)
+    if args.dry_run:
+        return batches.dry_run(len(todo), args.output_dir)
 
     def forward(network: torch.nn.Module, batch: dict) -> list[torch.Tensor]:
         return network.localization_maps(batch["image"], batch["labels"], batch["size"], scales)
 
     errors: list[str] = []
 
-    def labelled() -> Iterator[Labelled]:
-        for batch, maps in predict(model, loader, runtime, forward, "pseudo labels"):
+    def labelled(writers: Writers) -> Any:
+        """(name, label, scores, classes, image or None) of each image; the maps get written."""
+        for batch, maps in predict(model, batches, runtime, forward, "pseudo labels"):
             errors.extend(batch["errors"])
             for i, scores in enumerate(maps):
                 classes = batch["labels"][i].nonzero()[:, 0].tolist()
@@ -82,37 +96,33 @@ def main(args: argparse.Namespace) -> None:
                              ignore=args.ignore)
                 name = f"{batch['id'][i]}.png"
                 if args.save_maps is not None:
-                    save_maps(args.save_maps / name,
-                              (scores.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy(), classes)
-                pixels = batch["pixels"][i] if dataset.pixels else None
-                yield args.output_dir / name, label.cpu().numpy(), scores, classes, pixels
+                    writers.submit(save_maps, args.save_maps / name, to_bytes(scores), classes)
+                yield name, label, scores, classes, batch["pixels"][i] if dataset.pixels else None
 
-    results = labelled()
-    if args.background == "crf":
-        results = sharpened(results, max(args.alpha, args.background_score), args.num_workers)
-    for path, label, *_ in results:
-        save_label(path, label)
+    def sharpened(images: Any) -> Any:
+        """The same with labels drawn to the borders in the image; what is ignored stays so."""
+        cut = max(args.alpha, args.background_score)
+        jobs = (((name, label, classes), pixels, score_probabilities(scores, cut))
+                for name, label, scores, classes, pixels in images)
+        for (name, label, classes), strongest in crf_labels(jobs):
+            numbers = torch.tensor([0, *(index + 1 for index in classes)], dtype=torch.uint8)
+            drawn = numbers[torch.as_tensor(strongest).long().cpu()]
+            yield name, torch.where(label.cpu() == IGNORE, label.cpu(), drawn)
+
+    with Writers() as writers:
+        results = labelled(writers)
+        for name, label, *_ in sharpened(results) if args.background == "crf" else results:
+            writers.submit(save_label, args.output_dir / name, label.cpu().numpy())
     report_failures(errors, len(entries), runtime)
 
 
-def sharpened(images: Iterable[Labelled], background: float, processes: int
-              ) -> Iterator[tuple[Path, np.ndarray]]:
-    """Labels drawn to the borders in the image by the CRF; what is to be ignored stays so.
+def of_the_maps(record: "Record") -> "Record":
+    """The record of the maps, which the labelling rule does not shape."""
+    from utils.provenance import Record
 
-    Args:
-        images: as labelled by a threshold on the scores.
-        background: that threshold.
-        processes: the CRF takes longer than the network on a GPU, so that it has several; 0 or 1
-            is this one.
-
-    Yields:
-        label file, labels (H, W) uint8.
-    """
-    jobs = (((path, label, classes), pixels, score_probabilities(scores.cpu().numpy(), background))
-            for path, label, scores, classes, pixels in images)
-    for (path, label, classes), strongest in crf_labels(jobs, processes):
-        numbers = np.array([0, *(index + 1 for index in classes)], np.uint8)
-        yield path, np.where(label == IGNORE, label, numbers[strongest])
+    parts = record.plain()
+    options = {name: value for name, value in record.options.items() if name not in RULE}
+    return Record(**{**parts, "options": options})
 
 
 if __name__ == "__main__":

@@ -5,37 +5,27 @@ TensorBoard events. Start it again to go on after an interruption.
 """
 
 import argparse
-from functools import partial
 
-import torch
-import torch.nn.functional as F
-
-from datasets import transforms
-from datasets.layout import DataRoot
-from datasets.voc import VOCDataset, collate, validation_set
-from models.classifier import Classifier
-from utils import options
-from utils.engine import Batch
+from utils.options import StageParser, positive_int, positive_unit
 from utils.stage import begin, launch
-from utils.training import train_network
 
 # Factors on the learning rate (paper, "Implementation Details").
 LR_FACTORS = {"trunk_weights": 1, "trunk_biases": 2, "head_weights": 10, "head_biases": 20}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = options.stage_parser(__doc__, images="train_aug", output="classifier", batch_size=10)
+    """The options; the defaults are the paper's."""
+    parser = StageParser(__doc__, images="train_aug", output="classifier", batch_size=10)
     group = parser.add_argument_group("DRS")
     group.add_argument("--drs", choices=("learnable", "fixed", "none"), default="learnable",
                        help="suppression controller; none is the plain CAM baseline")
-    group.add_argument("--delta", type=options.positive_share, default=0.55,
+    group.add_argument("--delta", type=positive_unit, default=0.55,
                        help="control value of --drs fixed")
-    group = options.add_training(parser, epochs=15, lr=1e-3, milestones=[5, 10],
-                                 weight_decay=5e-4)
-    group.add_argument("--resize", type=options.positive_int,
+    group = parser.add_training(epochs=15, lr=1e-3, milestones=[5, 10], weight_decay=5e-4)
+    group.add_argument("--resize", type=positive_int,
                        help="side that images are resized to before the random crop "
                             "(default: 1.2 x image size)")
-    options.add_labelling(parser)
+    parser.add_labelling()
     args = parser.parse_args(argv)
     args.resize = args.resize or round(1.2 * args.image_size)
     if args.resize < args.image_size:
@@ -44,20 +34,54 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    """Data, network, optimizer, schedule; then the loop, from where it was."""
+    import torch  # here, so that --help does not wait for it
+    from torch.optim.lr_scheduler import MultiStepLR
+
+    from datasets.layout import DataRoot
+    from datasets.transforms import ClassifierTraining
+    from datasets.voc import VOCDataset, collate, validation_set
+    from labelling.validation import validate
+    from models.classifier import Classifier, classification_loss
+    from utils.engine import train_epoch
+    from utils.loading import inference_batches, training_batches
+    from utils.training import Training, init_trunk, named_groups, training_record
+
     root = DataRoot(args.data_root)
-    runtime = begin(args, {"images": root.image_dir, "list": args.list, "weights": args.init})
-    model = Classifier(len(root.classes), args.drs, args.delta, args.width, args.batch_norm)
+    runtime = begin(args)
     train_set = VOCDataset(root, root.entries(args.list),
-                           transforms.classifier_training(args.resize, args.image_size),
-                           seed=args.seed)
-    train_network(args, runtime, model, root.classes,
-                  partial(torch.optim.SGD, momentum=0.9, nesterov=True), LR_FACTORS,
-                  classification_loss, train_set, validation_set(root, args), collate)
+                           ClassifierTraining(args.resize, args.image_size), seed=args.seed)
+    batches = training_batches(train_set, args.batch_size, runtime, args.seed, args.num_workers,
+                               collate)
+    val_set = validation_set(root, args)
+    val_batches = val_set and inference_batches(val_set, range(len(val_set)), args.batch_size,
+                                                runtime, args.num_workers, collate)
 
+    model = runtime.move(Classifier(len(root.classes), args.drs, args.delta, args.width,
+                                    args.batch_norm))
+    optimizer = torch.optim.SGD(
+        named_groups(model.parameter_groups(), args.lr, LR_FACTORS, args.weight_decay),
+        lr=args.lr, momentum=0.9, nesterov=True)
+    scheduler = MultiStepLR(optimizer, [epoch - 1 for epoch in args.milestones])
 
-def classification_loss(network: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Multi-label soft margin loss of the image-level labels."""
-    return F.multilabel_soft_margin_loss(network(batch["image"]).float(), batch["labels"])
+    training = Training(args.output_dir, model, optimizer, scheduler,
+                        training_record(args, root, train_set.entries, runtime), runtime)
+    if not training.resume(args.overwrite):
+        init_trunk(model, args.init)
+    if args.dry_run:
+        return training.dry_run(batches, args.epochs)
+
+    def loss_fn(network: torch.nn.Module, batch: dict) -> torch.Tensor:
+        return classification_loss(network(batch["image"]), batch["labels"])
+
+    network = runtime.distribute(model, args.compile)
+    for epoch in training.epochs(args.epochs):
+        batches.set_epoch(epoch)
+        lr = scheduler.get_last_lr()[0]
+        figures = train_epoch(network, batches, loss_fn, optimizer, training.scaler, runtime)
+        scheduler.step()
+        figures |= validate(model, val_batches, args, runtime)
+        training.end_epoch(figures, lr, figures.get("miou"))
 
 
 if __name__ == "__main__":

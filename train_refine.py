@@ -7,48 +7,72 @@ metrics.json and TensorBoard events. Start it again to go on after an interrupti
 import argparse
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-
-from datasets import transforms
-from datasets.layout import DataRoot
-from datasets.voc import VOCDataset, collate, validation_set
-from models.refine import RefineNet, refinement_target
-from utils import options
-from utils.engine import Batch
+from utils.options import StageParser, neutral
 from utils.stage import begin, launch
-from utils.training import train_network
 
 LR_FACTORS = dict.fromkeys(("trunk_weights", "trunk_biases", "head_weights", "head_biases"), 1)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = options.stage_parser(__doc__, images="train_aug", output="refine", batch_size=10)
-    options.add_training(parser, epochs=30, lr=1e-4, milestones=[10, 20], weight_decay=0.0)
-    parser.add_argument("--maps-dir", type=Path, metavar="DIR",
-                        help="localization maps (default: RUN_DIR/localization_maps)")
-    options.add_labelling(parser)
-    return parser.parse_args(argv)
+    """The options; the defaults are the paper's."""
+    parser = StageParser(__doc__, images="train_aug", output="refine", batch_size=10)
+    group = parser.add_training(epochs=30, lr=1e-4, milestones=[10, 20], weight_decay=0.0)
+    neutral(group.add_argument(  # recorded by what is in it
+        "--maps-dir", type=Path, metavar="DIR",
+        help="localization maps (default: RUN_DIR/localization_maps)"))
+    parser.add_labelling()
+    args = parser.parse_args(argv)
+    args.maps_dir = args.maps_dir or args.run_dir / "localization_maps"
+    return args
 
 
 def main(args: argparse.Namespace) -> None:
-    options.resolve_folders(args)
-    maps_dir = args.maps_dir or args.run_dir / "localization_maps"
+    """Data, network, optimizer, schedule; then the loop, from where it was."""
+    import torch  # here, so that --help does not wait for it
+    from torch.optim.lr_scheduler import MultiStepLR
+
+    from datasets.layout import DataRoot
+    from datasets.transforms import RefinementTraining
+    from datasets.voc import VOCDataset, collate, validation_set
+    from labelling.validation import validate
+    from models.refine import RefineNet, refinement_loss
+    from utils.engine import train_epoch
+    from utils.loading import inference_batches, training_batches
+    from utils.training import Training, init_trunk, named_groups, training_record
+
     root = DataRoot(args.data_root)
-    runtime = begin(args, {"images": root.image_dir, "list": args.list, "maps": maps_dir,
-                           "weights": args.init})
-    model = RefineNet(len(root.classes), args.width, args.batch_norm)
-    train_set = VOCDataset(root, root.entries(args.list),
-                           transforms.refinement_training(args.image_size),
-                           maps_dir=maps_dir, seed=args.seed)
-    train_network(args, runtime, model, root.classes, torch.optim.Adam, LR_FACTORS,
-                  refinement_loss, train_set, validation_set(root, args), collate)
+    runtime = begin(args)
+    train_set = VOCDataset(root, root.entries(args.list), RefinementTraining(args.image_size),
+                           maps_dir=args.maps_dir, seed=args.seed)
+    batches = training_batches(train_set, args.batch_size, runtime, args.seed, args.num_workers,
+                               collate)
+    val_set = validation_set(root, args)
+    val_batches = val_set and inference_batches(val_set, range(len(val_set)), args.batch_size,
+                                                runtime, args.num_workers, collate)
 
+    model = runtime.move(RefineNet(len(root.classes), args.width, args.batch_norm))
+    optimizer = torch.optim.Adam(
+        named_groups(model.parameter_groups(), args.lr, LR_FACTORS, args.weight_decay), lr=args.lr)
+    scheduler = MultiStepLR(optimizer, [epoch - 1 for epoch in args.milestones])
 
-def refinement_loss(network: torch.nn.Module, batch: Batch) -> torch.Tensor:
-    """Mean squared error against each pixel's strongest localization maps."""
-    target = refinement_target(batch["maps"].float() / 255)
-    return F.mse_loss(network(batch["image"]).float(), target)
+    training = Training(args.output_dir, model, optimizer, scheduler,
+                        training_record(args, root, train_set.entries, runtime), runtime)
+    if not training.resume(args.overwrite):
+        init_trunk(model, args.init)
+    if args.dry_run:
+        return training.dry_run(batches, args.epochs)
+
+    def loss_fn(network: torch.nn.Module, batch: dict) -> torch.Tensor:
+        return refinement_loss(network(batch["image"]), batch["maps"])
+
+    network = runtime.distribute(model, args.compile)
+    for epoch in training.epochs(args.epochs):
+        batches.set_epoch(epoch)
+        lr = scheduler.get_last_lr()[0]
+        figures = train_epoch(network, batches, loss_fn, optimizer, training.scaler, runtime)
+        scheduler.step()
+        figures |= validate(model, val_batches, args, runtime)
+        training.end_epoch(figures, lr, figures.get("miou"))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,6 @@ import argparse
 import json
 import os
 import shutil
-import tempfile
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
@@ -32,7 +30,10 @@ from PIL import Image
 
 from datasets.creatures import CLASS_NAMES, COATS, HEADS, Pen, smooth_noise
 from labelling.labels import IGNORE, SALIENCY_THRESHOLD, save_label
-from utils.logging import get_logger, progress, setup_logging
+from utils.files import UserError
+from utils.logging import get_logger, progress
+from utils.processes import map_in_processes
+from utils.stage import free, hold_path, launch
 
 log = get_logger()
 SPLITS = ("train", "val", "single")  # a position here is part of each image's seed
@@ -172,13 +173,8 @@ def _write_all(root: Path, spec: DemoSpec, workers: int) -> None:
                    root / "Annotations", lists):
         folder.mkdir(parents=True)
     jobs = [(split, index) for split in SPLITS for index in range(getattr(spec, split))]
-    draw = partial(make_image, root=root, spec=spec)
-    if workers == 1:
-        lines = list(map(draw, jobs))
-    else:
-        with ProcessPoolExecutor(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-            made = pool.map(draw, jobs, chunksize=16)
-            lines = list(progress(made, "demo data", total=len(jobs), unit="image"))
+    made = map_in_processes(partial(make_image, root=root, spec=spec), jobs, workers)
+    lines = list(progress(made, "demo data", total=len(jobs), unit="image"))
     train, rest = lines[:spec.train], lines[spec.train:]
     for name, content in (("train_aug", train), ("train", train[::4]), ("val", rest[:spec.val]),
                           ("single", rest[spec.val:])):
@@ -198,43 +194,61 @@ def generate(root: Path, *, overwrite: bool = False, workers: int | None = None,
         workers: processes; None for one per CPU.
 
     Raises:
-        ValueError: a parameter is out of range.
-        FileExistsError: `root` holds anything else (with `overwrite`: no demo data set).
+        UserError: a parameter is out of range, or `root` holds anything else (with `overwrite`:
+            no demo data set).
     """
-    root, spec = Path(root), DemoSpec(**parameters)
+    root = Path(root)
+    try:
+        spec = DemoSpec(**parameters)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     stored = root / "demo.json"
-    if stored.exists() and json.loads(stored.read_text()) == asdict(spec):
+    if stored.exists() and _stored(stored) == asdict(spec):
         return log.info("demo data: %s is up to date", root)
     if stored.exists() and not overwrite:
-        raise FileExistsError(f"{root} holds a demo data set of other parameters: pass --overwrite "
-                              f"to replace it")
+        raise UserError(f"{root} holds a demo data set of other parameters: pass --overwrite to "
+                        "replace it")
     if not stored.exists() and root.exists() and any(root.iterdir()):
-        raise FileExistsError(f"{root} is not empty and no demo data set: choose another folder")
+        raise UserError(f"{root} is not empty and no demo data set: choose another folder")
     root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}.", dir=root.parent) as folder:
-        _write_all(Path(folder) / "made", spec, workers or os.cpu_count() or 1)
+    # One name, locked: what a killed run has left is found and replaced by the next.
+    unfinished = root.with_name(f".{root.name}.unfinished")
+    held = hold_path(root.with_name(f".{root.name}.lock"), f"{root}")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        _write_all(unfinished, spec, workers or os.cpu_count() or 1)
         if root.exists():
             shutil.rmtree(root)
-        (Path(folder) / "made").rename(root)
+        unfinished.rename(root)
+    finally:
+        free(held)
     log.info("demo data: %d training scenes -> %s", spec.train, root)
 
 
-def main() -> None:
+def _stored(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # damaged: as one of other parameters
+        return None
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """Command line: see the docstring of the file."""
-    parser = argparse.ArgumentParser(description="Make the demo data set.")
+    parser = argparse.ArgumentParser(prog="python -m datasets.synthetic",
+                                     description="Make the demo data set.")
     parser.add_argument("root", type=Path, help="folder to make")
     parser.add_argument("--classes", type=int, default=DemoSpec.num_classes, dest="num_classes")
     for name in ("train", "val", "single", "size", "seed", "coat_preference"):
         default = getattr(DemoSpec, name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
     parser.add_argument("--overwrite", action="store_true", help="replace another demo data set")
-    args = parser.parse_args()
-    setup_logging()
-    try:
-        generate(**vars(args))
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Make the data set that the options describe."""
+    generate(**vars(args))
 
 
 if __name__ == "__main__":
-    main()
+    launch(main, parse())

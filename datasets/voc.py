@@ -1,7 +1,8 @@
 """One dataset for all stages: it opens only the files that a stage asks for.
 
 In: a `DataRoot` and entries of a list. Out: dict samples with "id", "size" (height, width of the
-original), "image" (3, H, W), "labels" (C,) and, if asked for, "saliency", "maps", "mask".
+original), "image" (3, H, W) uint8, "labels" (C,) and, if asked for, "saliency" and "mask" (H, W),
+"maps" (K, h, w) of the classes "map_class" (K,); and batches of them.
 `python -m datasets.voc check ROOT` inspects a data root, `... make-list` writes lists.
 """
 
@@ -13,19 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset, default_collate
-from torchvision import tv_tensors
-from torchvision.transforms.v2 import functional as F
 
 from datasets import transforms
 from datasets.images import read_companion, read_image
 from datasets.layout import DataRoot, Entry, label_vector
 from labelling.labels import SALIENCY_THRESHOLD
-from labelling.maps import dense_maps, load_maps
+from labelling.maps import load_maps
 from utils.files import UserError
 from utils.options import resolve_background
 
 log = logging.getLogger("drs")
+
 
 class VOCDataset(Dataset):
     """Samples of a list.
@@ -33,7 +34,8 @@ class VOCDataset(Dataset):
     Args:
         root: the data set.
         entries: the images.
-        transform: applied to each sample; its random choices depend on (seed, epoch, index) only.
+        transform: its first half makes the samples, with random choices that depend on (seed,
+            epoch, index) only; its second half is for who takes the batches to their device.
         saliency_dir, maps_dir, mask_dir: folders of the companions to open; None: not opened.
         pixels: also keep the image itself as "pixels", (H, W, 3) uint8.
         seed: of the random choices.
@@ -60,40 +62,33 @@ class VOCDataset(Dataset):
 
     def __getitem__(self, key: int | tuple[int, int]) -> dict[str, Any]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
+        rng = np.random.default_rng((self.seed, epoch, index))
         try:
-            sample = self.load(index)
+            return self.transform.sample(self.load(index), rng)
         except UserError as error:
             if not self.tolerant:
                 raise
             return {"error": str(error)}
-        with torch.random.fork_rng(devices=[]):
-            state = np.random.SeedSequence([self.seed, epoch, index]).generate_state(1)
-            torch.default_generator.manual_seed(int(state[0]))
-            return self.transform(sample)
 
     def load(self, index: int) -> dict[str, Any]:
-        """The sample before its transform."""
+        """The sample before its transform: "image" is Pillow's, the others are arrays."""
         entry = self.entries[index]
         image, orientation = read_image(self.root.image(entry.id))
         size = (image.height, image.width)
         sample: dict[str, Any] = {
-            "id": entry.id, "size": size,
-            "image": tv_tensors.Image(F.pil_to_tensor(image)),
+            "id": entry.id, "size": size, "image": image,
             "labels": torch.from_numpy(label_vector(entry.labels, len(self.root.classes)))}
         if self.pixels:
-            sample["pixels"] = np.asarray(image)
+            sample["pixels"] = np.array(image)
         name = f"{entry.id}.png"
         if self.saliency_dir is not None:
             saliency = read_companion(self.saliency_dir / name, size, orientation)
-            sample["saliency"] = tv_tensors.Mask(
-                torch.from_numpy(saliency > SALIENCY_THRESHOLD).to(torch.uint8))
+            sample["saliency"] = (saliency > SALIENCY_THRESHOLD).astype(np.uint8)
         if self.mask_dir is not None:
-            mask = read_companion(self.mask_dir / name, size, orientation)
-            sample["mask"] = tv_tensors.Mask(torch.from_numpy(mask))
+            sample["mask"] = read_companion(self.mask_dir / name, size, orientation)
         if self.maps_dir is not None:
-            maps, classes = load_maps(self.maps_dir / name, len(self.root.classes))
-            sample["maps"] = transforms.Maps(torch.from_numpy(
-                dense_maps(maps, classes, len(self.root.classes))))
+            sample["maps"], classes = load_maps(self.maps_dir / name, len(self.root.classes))
+            sample["map_class"] = torch.tensor(classes, dtype=torch.long)
         return sample
 
 
@@ -111,7 +106,7 @@ def validation_set(root: DataRoot, args: argparse.Namespace) -> VOCDataset | Non
     if args.background is None and args.saliency_dir is None and not root.saliency_dir.is_dir():
         log.info("no saliency maps and no --background: no validation")
         return None
-    return VOCDataset(root, root.entries(args.val_list), transforms.evaluation(args.image_size),
+    return VOCDataset(root, root.entries(args.val_list), transforms.Evaluation(args.image_size),
                       saliency_dir=resolve_background(args, root.saliency_dir),
                       mask_dir=root.mask_dir)
 
@@ -134,16 +129,31 @@ def require_files(folder: Path, entries: Sequence[Entry]) -> None:
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """A batch: images, labels and whatever has one shape are stacked, the rest are lists.
 
+    Localization maps stay sparse: "maps" (sum of K, h, w) uint8 holds those of all samples one
+    after the other, "map_owner" and "map_class" (sum of K,) int64 say whose and of which class.
     Samples that failed are left out; their messages are listed under "errors".
     """
     good = [sample for sample in samples if "error" not in sample]
     batch: dict[str, Any] = {"errors": [s["error"] for s in samples if "error" in s]}
     for name in good[0] if good else ():
         values = [sample[name] for sample in good]
-        same = isinstance(values[0], torch.Tensor) and len({v.shape for v in values}) == 1
-        batch[name] = default_collate([v.as_subclass(torch.Tensor) for v in values]) \
-            if same else values
+        if name in ("maps", "map_class"):
+            batch[name] = torch.cat(values)
+        elif isinstance(values[0], Tensor) and len({value.shape for value in values}) == 1:
+            batch[name] = _stack(values)
+        else:
+            batch[name] = values
+    if "maps" in batch:
+        counts = torch.tensor([len(sample["maps"]) for sample in good])
+        batch["map_owner"] = torch.arange(len(good)).repeat_interleave(counts)
     return batch
+
+
+def _stack(values: list[Tensor]) -> Tensor:
+    """One tensor of many; images that lie pixel by pixel stay so (channels_last)."""
+    if values[0].dim() == 3 and not values[0].is_contiguous():
+        return default_collate([value.permute(1, 2, 0) for value in values]).permute(0, 3, 1, 2)
+    return default_collate(values)
 
 
 if __name__ == "__main__":

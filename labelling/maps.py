@@ -9,12 +9,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
 
-from utils.files import UserError, atomic_write
+from utils.files import UserError
+from utils.writing import save_png
 
 KEY = "localization maps"  # keyword of the PNG text chunk
+
+
+def to_bytes(scores: Tensor) -> np.ndarray:
+    """Scores (K, H, W) float -> 8-bit maps, as they are stored: 255 times, truncated."""
+    return (scores.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
 
 
 def save_maps(path: Path, maps: np.ndarray, classes: Sequence[int]) -> None:
@@ -26,8 +34,7 @@ def save_maps(path: Path, maps: np.ndarray, classes: Sequence[int]) -> None:
     info.add_text(KEY, f"{height}x{width} classes {' '.join(map(str, classes))}".strip())
     # An image without classes still needs a pixel to be a PNG.
     tiles = maps.reshape(count * height, width) if count else np.zeros((1, 1), np.uint8)
-    with atomic_write(path) as tmp:
-        Image.fromarray(tiles).save(tmp, pnginfo=info)
+    save_png(path, Image.fromarray(tiles), pnginfo=info)
 
 
 def load_maps(path: Path, num_classes: int) -> tuple[np.ndarray, list[int]]:

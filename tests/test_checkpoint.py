@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 from helpers import run_script
+from torch.optim.lr_scheduler import MultiStepLR
 
 from models import build
 from models.classifier import Classifier
 from models.refine import RefineNet
 from utils import checkpoint
-from utils.checkpoint import TRUNK_ALIASES, TrainingFolder, load_into, read
+from utils.checkpoint import TRUNK_ALIASES, check_fit, read
 from utils.files import UserError
+from utils.provenance import Record
+from utils.runtime import Runtime
+from utils.training import Training
 
 WIDTH = 0.0625
 
@@ -61,7 +65,7 @@ def test_official_file_of_any_numpy(tmp_path, module):
     assert found.rest["miou"] == 0.625 and found.rest["epoch"] == 11
     images = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(found.into(build(found.network)).eval()(images), model.eval()(images))
+        assert torch.equal(found.instantiate(build).eval()(images), model.eval()(images))
 
 
 @pytest.mark.parametrize("form", ["legacy", "plain", "module", "no aliases"])
@@ -101,7 +105,7 @@ def test_width_and_batch_norm_are_inferred(tmp_path, width):
     found = read(path)
     assert found.network["num_classes"] == 4
     assert found.network["batch_norm"] == (width < 0.2)
-    found.into(build(found.network))
+    found.instantiate(build)
 
 
 # What official files do not tell
@@ -135,52 +139,66 @@ def test_own_file_is_not_contradicted(tmp_path, asked):
         read(path, **asked)
 
 
+def training_of(folder: Path, model: torch.nn.Module, classes: str = "abc", images: str = "pq",
+                **options: object) -> Training:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    record = Record("test", options, list(classes), images={name: {"image": 1} for name in images})
+    return Training(folder, model, optimizer, MultiStepLR(optimizer, [5]), record,
+                    Runtime(torch.device("cpu"), 0, 1, None))
+
+
 def own_file(folder: Path, model: torch.nn.Module, **options: object) -> Path:
-    store = TrainingFolder(folder, model.config, ["a", "b", "c"], options)
-    store.save({"model": model.state_dict(), "optimizer": {"lr": 1}, "epoch": 3, "step": 12,
-                "best_score": 0.5}, best=True)
-    return store.last
+    """last.pth (and best.pth) of a training of three epochs of four steps."""
+    training = training_of(folder, model, **options)
+    for _ in training.epochs(3):
+        training.end_epoch({"loss": 1.0, "steps": 4}, 0.1, 0.5)
+    return training.last
 
 
-def test_own_format_round_trip(tmp_path):
-    model = RefineNet(3, width=WIDTH, batch_norm=True)
+def test_own_files(tmp_path):
+    model = Classifier(3, "fixed", 0.7, WIDTH)
     found = read(own_file(tmp_path, model, lr=0.1))
     assert found.own and found.classes == ["a", "b", "c"] and found.network == model.config
     assert same(found.state, dict(model.state_dict()))
-    assert found.rest["options"] == {"lr": 0.1} and found.rest["optimizer"] == {"lr": 1}
+    assert found.rest["made_from"]["options"] == {"lr": 0.1} and "optimizer" in found.rest
     assert "optimizer" not in read(tmp_path / "best.pth").rest  # not needed to use the network
-    assert {path.name for path in tmp_path.iterdir()} == {"last.pth", "best.pth"}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "last.pth", "best.pth", "metrics.json", "provenance.json", "tensorboard"}
 
 
 # Resume
 
-def store_of(folder: Path, classes: str = "abc", **options: object) -> TrainingFolder:
-    return TrainingFolder(folder, RefineNet(3, width=WIDTH).config, list(classes), options)
-
-
 def test_resume(tmp_path):
-    assert store_of(tmp_path).resume() is None
-    own_file(tmp_path, RefineNet(3, width=WIDTH), lr=0.1, drs="none")
-    state = store_of(tmp_path, lr=0.1, drs="none").resume()
-    assert state["epoch"] == 3 and state["optimizer"] == {"lr": 1}
-    for changed, named in (({"lr": 0.2, "drs": "none"}, "lr: 0.1 there, 0.2 now"),
-                           ({"lr": 0.1}, "drs: none there, None now"),
-                           ({"lr": 0.1, "drs": "none", "seed": 1}, "seed: None there, 1 now"),
-                           ({"lr": 0.1, "drs": "none", "classes": "abd"}, "classes")):
+    model = RefineNet(3, width=WIDTH)
+    assert not training_of(tmp_path, model).resume()
+    own_file(tmp_path, model, lr=0.1, drs="none")
+    same_one = training_of(tmp_path, model, lr=0.1, drs="none")
+    assert same_one.resume() and len(same_one.history) == 3 and same_one.best_score == 0.5
+    assert not same_one.resume(overwrite=True)
+    before = (tmp_path / "last.pth").read_bytes()
+    for changed, named in (({"lr": 0.2, "drs": "none"}, "--lr was 0.1, is 0.2"),
+                           ({"lr": 0.1}, "--drs was none, is None"),
+                           ({"lr": 0.1, "drs": "none", "seed": 1}, "--seed was None, is 1"),
+                           ({"lr": 0.1, "drs": "none", "classes": "abd"},
+                            "classes were a, b, c, are a, b, d"),
+                           ({"lr": 0.1, "drs": "none", "images": "pqr"},
+                            r"1 images are new in the list \(r\)"),
+                           ({"lr": 0.1, "drs": "none", "images": "p"},
+                            r"1 images are no longer listed \(q\)")):
         with pytest.raises(UserError, match=f"last.pth.*{named}.*--overwrite"):
-            store_of(tmp_path, **changed).resume()
-    store_of(tmp_path).clear()
-    assert not list(tmp_path.iterdir())
+            training_of(tmp_path, model, **changed).resume()
+    assert (tmp_path / "last.pth").read_bytes() == before
 
 
 def test_resume_refuses_damaged_and_foreign_files(tmp_path):
-    path = own_file(tmp_path, RefineNet(3, width=WIDTH))
+    model = RefineNet(3, width=WIDTH)
+    path = own_file(tmp_path, model)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(UserError, match="last.pth"):
-        store_of(tmp_path).resume()
-    torch.save(official(RefineNet(3, width=WIDTH)), path)
+        training_of(tmp_path, model).resume()
+    torch.save(official(model), path)
     with pytest.raises(UserError, match="last.pth"):
-        store_of(tmp_path).resume()
+        training_of(tmp_path, model).resume()
 
 
 def test_writing_fails_without_a_trace(tmp_path):
@@ -275,6 +293,60 @@ def test_damaged_and_foreign_files(tmp_path):
         read(tmp_path / "resnet.pth")
 
 
+DAMAGE = {
+    "nan width": ("network", {"width": float("nan")}), "huge width": ("network", {"width": 1e6}),
+    "width of text": ("network", {"width": "wide"}), "no kind": ("network", {"network": "other"}),
+    "kind of a list": ("network", {"network": ["classifier"]}),
+    "no classes at all": ("network", {"num_classes": None}),
+    "more classes than names": ("network", {"num_classes": 200}),
+    "bool for a number": ("network", {"num_classes": True}),
+    "unknown mode": ("network", {"drs": "sometimes"}), "delta": ("network", {"delta": 7}),
+    "norm of text": ("network", {"batch_norm": "yes"}),
+    "strange key": ("network", {"extra": 1}), "number as key": ("network", {3: 1}),
+    "classes of numbers": ("classes", [1, 2, 3]), "classes of text": ("classes", "abc"),
+    "nan weights": ("weights", torch.full((3,), float("nan"))),
+    "infinite weights": ("weights", torch.full((3,), float("inf"))),
+    "sparse": ("weights", torch.ones(3).to_sparse()),
+    "quantized": ("weights", torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)),
+    "meta": ("weights", torch.ones(3, device="meta")),
+    "stride 0": ("weights", torch.ones(1).expand(3)),
+    "another shape": ("weights", torch.ones(4)), "a number": ("weights", 3.0),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.filterwarnings("ignore")
+def test_own_file_damaged(tmp_path, damage):
+    """One line that names the file, before anything large is built."""
+    model, (part, value) = Classifier(3, width=WIDTH), DAMAGE[damage]
+    content = {"format": checkpoint.FORMAT, "network": dict(model.config),
+               "classes": ["a", "b", "c"], "model": dict(model.state_dict())}
+    if part == "network":
+        content["network"] |= value
+    elif part == "weights":
+        content["model"]["extra_conv4.bias"] = value
+    else:
+        content[part] = value
+    torch.save(content, tmp_path / "own.pth")
+    with pytest.raises(UserError, match="own.pth") as caught:
+        read(tmp_path / "own.pth").instantiate(build)
+    assert "\n" not in str(caught.value)
+
+
+def test_disk_full_while_saving(tmp_path, monkeypatch):
+    """torch.save reports a full disk as a RuntimeError of its own."""
+    def full(content: object, file: object) -> None:
+        try:
+            raise OSError(28, "No space left on device")
+        except OSError as error:
+            raise RuntimeError("[enforce fail at inline_container.cc:603]") from error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="x.pth: No space left"):
+        checkpoint.save(tmp_path / "x.pth", {})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_flipped_byte_is_no_crash(tmp_path):
     good = tmp_path / "good.pth"
     torch.save(official(RefineNet(2, width=WIDTH)), good)
@@ -298,7 +370,7 @@ def test_what_does_not_fit_is_listed():
     state["surplus"] = torch.zeros(1)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(UserError) as caught:
-        load_into(model, state, Path("some.pth"))
+        check_fit(model, state, Path("some.pth"))
     message = str(caught.value)
     assert "some.pth" in message and "1 missing: features.0.bias" in message
     assert "1 unexpected: surplus" in message

@@ -1,4 +1,7 @@
-"""Lists and labels, all kinds of image files, joint transforms, per-sample randomness, loaders."""
+"""Lists and labels, all kinds of image files, joint transforms, per-sample randomness, loaders.
+
+Colour jitter has a file of its own.
+"""
 
 import random
 import shutil
@@ -8,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision import tv_tensors
+from torch.utils.data import ConcatDataset, DataLoader
 
 import train_drs
 from datasets import transforms
@@ -172,17 +175,19 @@ def test_image_of_one_pixel(tmp_path):
     Image.new("RGB", (1, 1), (9, 8, 7)).save(tmp_path / "image.png")
     image, _ = read_image(tmp_path / "image.png")
     assert image.getpixel((0, 0)) == (9, 8, 7)
-    sample = transforms.evaluation(32)({"image": tv_tensors.Image(image)})
+    sample = transforms.Evaluation(32).sample({"image": image}, np.random.default_rng(0))
     assert sample["image"].shape == (3, 32, 32)
+    assert (sample["image"].amax((1, 2)) == torch.tensor([9, 8, 7])).all()
 
 
 # Joint transforms
 
 SIZE = (40, 60)
 MARK = (slice(10, 26), slice(36, 52))  # off the centre both ways
-TRANSFORMS = {"classifier": (lambda: transforms.classifier_training(64, 48), 48),
-              "refinement": (lambda: transforms.refinement_training(48), 48),
-              "evaluation": (lambda: transforms.evaluation(48), 48)}
+SIDE = 48
+TRANSFORMS = {"classifier": transforms.ClassifierTraining(64, SIDE),
+              "refinement": transforms.RefinementTraining(SIDE),
+              "evaluation": transforms.Evaluation(SIDE)}
 
 
 @pytest.fixture
@@ -206,6 +211,12 @@ def marked_dataset(root: DataRoot, transform: transforms.Transform) -> VOCDatase
                       maps_dir=root.root / "maps", mask_dir=root.root / "masks")
 
 
+def prepared(dataset: VOCDataset, key: int | tuple[int, int]) -> dict:
+    """A sample after both halves of its transform."""
+    batch = dataset.transform.batch(collate([dataset[key]]))
+    return {name: value[0] for name, value in batch.items() if name != "errors"}
+
+
 def overlap(one: torch.Tensor, other: torch.Tensor) -> float:
     """Intersection over union of two marks; 1 where neither is in the picture."""
     union = (one | other).sum().item()
@@ -214,16 +225,15 @@ def overlap(one: torch.Tensor, other: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_a_mark_stays_aligned(marked, name):
-    make, side = TRANSFORMS[name]
-    dataset = marked_dataset(marked, make())
+    side, dataset = SIDE, marked_dataset(marked, TRANSFORMS[name])
     places, heights = set(), set()
     for epoch in range(12):
-        sample = dataset[(epoch, 0)]
+        sample = prepared(dataset, (epoch, 0))
         assert sample["image"].shape == (3, side, side)
         assert sample["maps"].shape == (20, side, side) and sample["maps"].dtype == torch.uint8
         assert sample["labels"].tolist() == label_vector((6,), 20).tolist()
         assert sample["size"] == SIZE
-        mask, saliency = sample["mask"].squeeze(), sample["saliency"].squeeze()
+        mask, saliency = sample["mask"], sample["saliency"]
         assert mask.shape == saliency.shape == (side, side)
         assert set(mask.unique().tolist()) <= {0, 7, 255}
         assert set(saliency.unique().tolist()) <= {0, 1}
@@ -248,34 +258,61 @@ def test_a_mark_stays_aligned(marked, name):
 
 
 def test_maps_are_interpolated_and_masks_are_not(marked):
-    sample = marked_dataset(marked, transforms.evaluation(96))[0]
+    sample = prepared(marked_dataset(marked, transforms.Evaluation(96)), 0)
     assert len(sample["maps"][6].unique()) > 2
     assert set(sample["mask"].unique().tolist()) == {0, 7, 255}
 
 
-def test_colour_is_jittered_and_normalised(marked):
-    plain = marked_dataset(marked, transforms.evaluation(48))[0]["image"]
-    again = plain * torch.tensor(transforms.STD)[:, None, None] \
-        + torch.tensor(transforms.MEAN)[:, None, None]
-    assert again.max().item() == pytest.approx(1, abs=1e-5)
-    assert again.min().item() == pytest.approx(40 / 255, abs=1e-5)
-    dataset = marked_dataset(marked, transforms.refinement_training(48))
-    assert len({round(dataset[(epoch, 0)]["image"].min().item(), 4) for epoch in range(6)}) > 3
+def test_pixels_are_those_of_pillow(marked):
+    """Resized by Pillow as 8-bit image, then (x / 255 - mean) / std, in channels_last."""
+    with Image.open(marked.root / "JPEGImages/a.png") as file:
+        pixels = np.asarray(file.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    sample = marked_dataset(marked, transforms.Evaluation(SIDE))[0]
+    assert sample["image"].dtype == torch.uint8
+    assert (sample["image"].permute(1, 2, 0).numpy() == pixels).all()
+    image = prepared(marked_dataset(marked, transforms.Evaluation(SIDE)), 0)["image"]
+    expected = (pixels / 255 - np.array(transforms.MEAN)) / np.array(transforms.STD)
+    np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), expected, atol=1e-6)
+    assert image.permute(1, 2, 0).is_contiguous()
+
+
+def test_masks_are_resized_as_by_pillow(marked):
+    for folder, name in (("masks", "mask"), ("saliency", "saliency")):
+        with Image.open(marked.root / folder / "a.png") as file:
+            expected = np.asarray(file.resize((SIDE, SIDE), Image.Resampling.NEAREST))
+        found = marked_dataset(marked, transforms.Evaluation(SIDE))[0][name].numpy()
+        assert (found == (expected if name == "mask" else expected > 50)).all()
+
+
+def test_images_travel_small(marked):
+    """Between the halves: 8 bits a pixel, and only the maps that there are."""
+    for transform in TRANSFORMS.values():
+        batch = collate([marked_dataset(marked, transform)[(e, 0)] for e in range(3)])
+        assert batch["image"].dtype == batch["maps"].dtype == torch.uint8
+        assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+        assert batch["maps"].shape[0] == 3
+
+
+def test_colour_is_jittered(marked):
+    dataset = marked_dataset(marked, transforms.RefinementTraining(SIDE))
+    darkest = {round(prepared(dataset, (epoch, 0))["image"].min().item(), 4)
+               for epoch in range(6)}
+    assert len(darkest) > 3
 
 
 def test_labelling_keeps_saliency_at_the_image_size(marked):
-    dataset = VOCDataset(marked, [Entry("a", (6,))], transforms.image_only(48),
+    dataset = VOCDataset(marked, [Entry("a", (6,))], transforms.ImageOnly(48),
                          saliency_dir=marked.root / "saliency", pixels=True)
     sample = dataset[0]
     assert sample["image"].shape == (3, 48, 48)
     assert sample["saliency"].shape[-2:] == SIZE and sample["pixels"].shape == (*SIZE, 3)
-    assert sample["saliency"].squeeze()[MARK].all() and sample["saliency"].sum() == 16 * 16
+    assert sample["saliency"][MARK].all() and sample["saliency"].sum() == 16 * 16
 
 
 def test_only_what_is_asked_for_is_opened(marked):
     for folder in ("masks", "saliency", "maps"):
         shutil.rmtree(marked.root / folder)
-    sample = VOCDataset(marked, [Entry("a", (6,))], transforms.evaluation(16))[0]
+    sample = VOCDataset(marked, [Entry("a", (6,))], transforms.Evaluation(16))[0]
     assert set(sample) == {"id", "size", "image", "labels"}
 
 
@@ -283,30 +320,30 @@ def test_only_what_is_asked_for_is_opened(marked):
 
 def dataset_of(demo: Path, seed: int = 0) -> VOCDataset:
     root = DataRoot(demo)
-    return VOCDataset(root, root.entries("train_aug"), transforms.classifier_training(40, 32),
+    return VOCDataset(root, root.entries("train_aug"), transforms.ClassifierTraining(40, 32),
                       seed=seed)
 
 
 def test_randomness_is_a_function_of_seed_epoch_and_index(demo):
     dataset = dataset_of(demo)
-    first = dataset[(3, 1)]["image"]
+    first = prepared(dataset, (3, 1))["image"]
     torch.manual_seed(99)
     random.seed(99)
     np.random.seed(99)
     torch.rand(5)
     state = torch.get_rng_state()
-    assert torch.equal(dataset[(3, 1)]["image"], first)
+    assert torch.equal(prepared(dataset, (3, 1))["image"], first)
     assert torch.equal(torch.get_rng_state(), state)  # and it leaves the global one alone
-    assert not torch.equal(dataset[(4, 1)]["image"], first)
-    assert not torch.equal(dataset_of(demo, seed=1)[(3, 1)]["image"], first)
-    assert torch.equal(dataset_of(demo)[1]["image"], dataset_of(demo)[(0, 1)]["image"])
+    assert not torch.equal(prepared(dataset, (4, 1))["image"], first)
+    assert not torch.equal(prepared(dataset_of(demo, seed=1), (3, 1))["image"], first)
+    assert torch.equal(prepared(dataset, 1)["image"], prepared(dataset, (0, 1))["image"])
 
 
 def batches(loader, epochs: int = 2) -> list[dict]:
     found = []
     for epoch in range(1, epochs + 1):
         loader.sampler.set_epoch(epoch)
-        found += list(loader)
+        found += [loader.dataset.transform.batch(batch) for batch in loader]
     return found
 
 
@@ -318,6 +355,19 @@ def test_batches_do_not_depend_on_workers(demo):
     for a, b in zip(one, other, strict=True):
         assert a["id"] == b["id"] and torch.equal(a["image"], b["image"])
     assert [b["id"] for b in one[:2]] != [b["id"] for b in one[2:]]  # shuffled anew
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_workers_by_any_start_method(marked, method):
+    """Datasets and transforms can be given to a process that does not share our memory."""
+    sets = [marked_dataset(marked, transform)
+            for transform in (*TRANSFORMS.values(), transforms.ImageOnly(SIDE))]
+    loader = DataLoader(ConcatDataset(sets), 1, num_workers=1, collate_fn=collate,
+                        multiprocessing_context=method)
+    for dataset, batch in zip(sets, loader, strict=True):
+        expected = collate([dataset[0]])
+        assert batch.keys() == expected.keys()
+        assert torch.equal(batch["image"], expected["image"])
 
 
 @pytest.mark.parametrize("world", [2, 4])
@@ -370,15 +420,28 @@ def test_collate():
     assert collate(samples[1:2]) == {"errors": ["b.jpg: no such image"]}
 
 
+def test_maps_stay_sparse_until_they_are_on_the_device():
+    transform, classes = transforms.Evaluation(4), ((1, 3), (), (2,))
+    maps = [torch.full((len(numbers), 4, 4), 9, dtype=torch.uint8) for numbers in classes]
+    batch = collate([{"image": torch.zeros(3, 4, 4, dtype=torch.uint8), "labels": torch.zeros(5),
+                      "maps": one, "map_class": torch.tensor(numbers, dtype=torch.long)}
+                     for one, numbers in zip(maps, classes, strict=True)])
+    assert batch["maps"].shape == (3, 4, 4)
+    assert batch["map_owner"].tolist() == [0, 0, 2] and batch["map_class"].tolist() == [1, 3, 2]
+    dense = transform.batch(batch)["maps"]
+    assert dense.shape == (3, 5, 4, 4) and dense.dtype == torch.uint8
+    assert dense.amax((2, 3)).tolist() == [[0, 9, 0, 9, 0], [0] * 5, [0, 0, 9, 0, 0]]
+
+
 def test_tolerant_dataset_reports_what_it_cannot_read(own_demo):
     root = DataRoot(own_demo)
     entries = root.entries("train_aug")
     path = root.image(entries[2].id)
     path.write_bytes(path.read_bytes()[:300])
-    tolerant = VOCDataset(root, entries, transforms.evaluation(32), tolerant=True)
+    tolerant = VOCDataset(root, entries, transforms.Evaluation(32), tolerant=True)
     assert path.name in tolerant[2]["error"] and "image" in tolerant[1]
     with pytest.raises(UserError, match=path.name):
-        VOCDataset(root, entries, transforms.evaluation(32))[2]
+        VOCDataset(root, entries, transforms.Evaluation(32))[2]
 
 
 def test_validation_needs_masks_and_a_background_cue(own_demo):

@@ -1,5 +1,6 @@
 """DeepLab's configuration and initial weights: what is accepted, what is refused and how."""
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -7,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "DeepLab-V2-PyTorch"))
 
 from libs.config import HERE as DEEPLAB
-from libs.config import load_config
+from libs.config import Config, load_config
 from libs.deeplab import DeepLabV2, MultiScale
 from libs.init import from_torchvision, initialise
+from libs.sections import list_folder
 from utils.files import UserError
 
 
@@ -50,40 +53,51 @@ def test_values_and_overrides(tmp_path, monkeypatch):
     assert config.SOLVER.ONLINE_LABEL == "off" and config.RUN.AMP == "off"
     assert config.IMAGE.SCALES == [1.0, 0.5] and config.MODEL.FREEZE_BN is False
     assert config.DATASET.ROOT == DEEPLAB / "data" and tmp_path / "out" == config.EXP.OUTPUT_DIR
-    assert config.MODEL.INIT_MODEL == "imagenet"
+    assert config.MODEL.INIT_MODEL == "imagenet" and config.MODEL.BLOCKS == [3, 4, 23, 3]
     assert tmp_path / "a.pth" == load(tmp_path, "", "MODEL.INIT_MODEL=a.pth").MODEL.INIT_MODEL
+    assert load(tmp_path, "EXP: {ID: 2012_01}").EXP.ID == "2012_01"  # no number to YAML 1.2
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("SOLVR: {LR: 1}", "'SOLVR'.*SOLVER"),
-    ("SOLVER: {LRATE: 1}", "SOLVER.LRATE.*did you mean"),
-    ("SOLVER: {CROP: 1}", "SOLVER.CROP.*IMAGE.CROP"),
-    ("SOLVER: {ITER_MAX: 2.5}", "SOLVER.ITER_MAX must be a whole number, got 2.5"),
-    ("SOLVER: {ITER_MAX: true}", "SOLVER.ITER_MAX must be a whole number, got True"),
-    ("SOLVER: {ITER_MAX: 0}", "SOLVER.ITER_MAX must be at least 1"),
-    ("SOLVER: {LR: fast}", "SOLVER.LR must be a number, got 'fast'"),
-    ("SOLVER: {LR: .nan}", "SOLVER.LR must be a number"),
-    ("SOLVER: {ONLINE_LABEL: maskd}", "SOLVER.ONLINE_LABEL must be official | masked | off"),
-    ("MODEL: {FREEZE_BN: 1}", "MODEL.FREEZE_BN must be true or false"),
-    ("MODEL: {BLOCKS: [1, x, 1, 1]}", "MODEL.BLOCKS must be a list, each item a whole number"),
-    ("SOLVER: 3", "SOLVER must hold"), ("[1, 2]", "expected sections"),
-    ("SOLVER: {LR: [}", "no valid YAML"),
-])
-def test_errors_name_the_key(tmp_path, text, expected):
-    with pytest.raises(UserError, match=expected) as error:
-        load(tmp_path, text)
-    assert "config.yaml" in str(error.value)
+@pytest.mark.parametrize("nothing", ["null", "~", "", '""'])
+def test_nothing_is_the_default_folder(tmp_path, nothing):
+    assert load(tmp_path, f"DATASET: {{LABEL_DIR: {nothing}}}").DATASET.LABEL_DIR is None
+    assert load(tmp_path, "DATASET: {LABEL_DIR: a}",
+                f"DATASET.LABEL_DIR={nothing}").DATASET.LABEL_DIR is None
 
 
-@pytest.mark.parametrize("override", ["SOLVER.LR", "LR=1", "SOLVER.lr=1", "SOLVER.LR=x"])
-def test_bad_overrides(tmp_path, override):
-    with pytest.raises(UserError, match="LR"):
-        load(tmp_path, "", override)
+def test_lists_by_name_and_by_path(tmp_path, monkeypatch):
+    """A path becomes absolute where it was written down; the outputs' folder is the file's stem."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.txt").touch()
+    for value, list_, folder in (("train_aug", "train_aug", "train_aug"), ("v1.2", "v1.2", "v1.2"),
+                                 ("here.txt", f"{tmp_path}/here.txt", "here"),
+                                 ("own.txt", "own.txt", "own"),
+                                 ("lists/mine.txt", f"{tmp_path}/lists/mine.txt", "mine"),
+                                 ("/a/b.c/mine.txt", "/a/b.c/mine.txt", "mine"),
+                                 ("../x/mine", f"{tmp_path}/../x/mine", "mine")):
+        split = load(tmp_path, "", f"SPLIT.TRAIN={value}").SPLIT
+        assert list_ == split.TRAIN and list_folder(split.TRAIN) == folder
+    assert str(DEEPLAB / "a/b.txt") == load(tmp_path, "SPLIT: {VAL: a/b.txt}").SPLIT.VAL
+    assert load(tmp_path, "SPLIT: {VAL: here.txt}").SPLIT.VAL == "here.txt"
 
 
-def test_missing_file(tmp_path):
-    with pytest.raises(UserError, match="none.yaml"):
-        load_config(tmp_path / "none.yaml")
+def test_shaping_options_leave_out_what_is_neutral(tmp_path):
+    names = set(load(tmp_path, "").shaping())
+    assert {name.partition(".")[0] for name in names} == {"EXP", "SPLIT", "IMAGE", "MODEL",
+                                                          "SOLVER"}
+    assert {"EXP.SEED", "SPLIT.TRAIN", "MODEL.WIDTH", "SOLVER.LR"} <= names
+    assert not names & {"EXP.ID", "EXP.OUTPUT_DIR", "SPLIT.VAL", "MODEL.NAME", "MODEL.INIT_MODEL"}
+    neutral = ("EXP.ID=b", "RUN.AMP=off", "CRF.BACKEND=pydensecrf", "DATASET.LABEL_DIR=x",
+               "SPLIT.VAL=train", "EVAL.SAVE_LOGITS=true", "MODEL.INIT_MODEL=a.pth")
+    assert load(tmp_path, "", *neutral).shaping() == load(tmp_path, "").shaping()
+    assert load(tmp_path, "", "SOLVER.LR=1").shaping() != load(tmp_path, "").shaping()
+
+
+def test_plain_values_survive_json_and_make_the_same_configuration(tmp_path):
+    config = load(tmp_path, "", "MODEL.INIT_MODEL=a.pth", "SOLVER.ONLINE_LABEL=off")
+    plain = json.loads(json.dumps(config.to_dict()))
+    assert Config.model_validate(plain) == config
+    assert load(tmp_path, yaml.safe_dump(plain)) == config
 
 
 def small(num_classes: int = 5) -> MultiScale:

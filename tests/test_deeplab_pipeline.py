@@ -19,12 +19,14 @@ from labelling.labels import read_label, voc_palette
 from labelling.metrics import ConfusionMatrix
 from libs import transforms
 from libs.config import HERE as DEEPLAB
-from libs.data import IterationSampler, find_pictures
+from libs.data import find_pictures
 from libs.inference import segment
-from libs.losses import resize_labels
 from utils import checkpoint
 from utils.files import UserError
+from utils.loading import training_batches
+from utils.runtime import Runtime
 from utils.stage import launch
+from utils.training import Training
 
 spec = importlib.util.spec_from_file_location("deeplab_main", DEEPLAB / "main.py")
 main = importlib.util.module_from_spec(spec)
@@ -66,7 +68,12 @@ def trained(tmp_path_factory, data) -> Path:
 
 
 def run(command: str, config: Path, *args: object) -> None:
-    main.main(main.parse([command, "-c", str(config), *map(str, args)]))
+    try:
+        launch(main.main, main.parse([command, "-c", str(config), *map(str, args)]))
+    except SystemExit as error:  # as the script ends
+        if isinstance(error.code, str):
+            raise UserError(error.code) from error
+        raise KeyboardInterrupt from error
 
 
 def weights(config: Path, name: str = "checkpoint_final.pth") -> dict[str, torch.Tensor]:
@@ -93,20 +100,20 @@ def assert_equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], **toler
 
 def test_interrupted_training_ends_like_an_unbroken_one(trained, config, monkeypatch):
     saves = []
-    original = main.training.TrainingFolder.save
+    original = Training.end_epoch
 
-    def interrupted(self, state, best):
-        original(self, state, best)
-        saves.append(state["step"])
+    def interrupted(self, *args):
+        original(self, *args)
+        saves.append(len(self.history))
         raise KeyboardInterrupt
 
     for _ in range(2):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(main.training.TrainingFolder, "save", interrupted)
+            patch.setattr(Training, "end_epoch", interrupted)
             run("train", config)
         assert not (models(config) / "checkpoint_final.pth").exists()
     run("train", config, "RUN.NUM_WORKERS=2")  # nor do workers change anything
-    assert saves == [2, 4]
+    assert saves == [1, 2]
     assert_equal(weights(config), weights(trained))
     history = json.loads((models(config) / "metrics.json").read_text())
     unbroken = json.loads((models(trained) / "metrics.json").read_text())
@@ -124,7 +131,7 @@ def test_no_checkpoint_is_chosen_by_score(trained):
 
 def test_other_options_are_refused_and_overwrite_starts_over(config, trained):
     run("train", config, "SOLVER.ITER_MAX=1")
-    with pytest.raises(UserError, match="SOLVER.LR: 0.001 there, 0.01 now"):
+    with pytest.raises(UserError, match="SOLVER.LR was 0.001, is 0.01"):
         run("train", config, "SOLVER.ITER_MAX=1", "SOLVER.LR=0.01")
     run("train", config, "--overwrite")
     assert_equal(weights(config), weights(trained))
@@ -145,11 +152,8 @@ def test_two_processes_equal_one(trained, tmp_path, data):
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=150,
                    capture_output=True)
     assert_equal(weights(path), weights(trained), rtol=1e-4, atol=1e-6)
-    with pytest.raises(UserError, match="SOLVER.BATCH_SIZE 3"):
-        from libs.data import training_loader
-
-        runtime = main.setup("cpu", "off")
-        training_loader([0] * 9, 3, 4, 2, 0, runtime.__class__(runtime.device, 0, 2, None), 0)
+    with pytest.raises(UserError, match="batch of 3 cannot be divided among 2"):
+        training_batches([0] * 9, 3, Runtime(torch.device("cpu"), 0, 2, None), 0, 0, None)
 
 
 def test_test_and_crf_agree_with_their_labels_and_with_stored_logits(trained, tmp_path, data):
@@ -183,7 +187,7 @@ def test_logits_of_another_checkpoint_are_refused(trained, tmp_path):
     state = weights(trained)
     state["base.aspp.c0.bias"] = state["base.aspp.c0.bias"] + 1
     torch.save(state, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="another checkpoint.*--save-logits"):
+    with pytest.raises(UserError, match="checkpoint has other content.*--save-logits"):
         run("crf", trained, "--stored-logits", "-m", tmp_path / "other.pth")
 
 
@@ -280,49 +284,32 @@ def test_checkpoint_of_other_classes_or_kind(trained, tmp_path):
         run("test", trained, "-m", tmp_path / "right.pth", "MODEL.WIDTH=0.25")
 
 
-def test_sampler_covers_every_epoch_and_shares_it_out():
-    def samples(world=1, stretch=7, total=21):
-        found = [[] for _ in range(total)]
-        for rank in range(world):
-            sampler = IterationSampler(10, 4, total, stretch, seed=3, rank=rank, world=world)
-            batch = 0
-            for number in range(1, -(-total // stretch) + 1):
-                sampler.set_epoch(number)
-                items = list(sampler)
-                assert len(items) == len(sampler)
-                for i in range(0, len(items), sampler.share):
-                    found[batch] += items[i:i + sampler.share]
-                    batch += 1
-        return found
-
-    one = samples()
-    assert one == samples(world=2) == samples(stretch=4) == samples(world=4, stretch=21)
-    flat = [item for batch in one for item in batch]
-    assert len(flat) == 84 and all(len(batch) == 4 for batch in one)
-    for epoch in range(8):
-        assert flat[epoch * 10:epoch * 10 + 10] != [(epoch, i) for i in range(10)]
-        assert sorted(flat[epoch * 10:epoch * 10 + 10]) == [(epoch, i) for i in range(10)]
-
-
 @pytest.mark.parametrize("size", [(40, 70), (90, 30), (120, 100)])
 def test_augmentation_keeps_image_and_label_together(size):
     """An image that shows its own label: after scale, crop, pad and flip it still does."""
-    blocks = torch.from_numpy(np.random.default_rng(1).integers(1, 3, (4, 4)))
-    label = resize_labels(blocks[None], size)[0]
-    image = label[None].float().expand(3, -1, -1)
+    blocks = np.random.default_rng(1).integers(1, 3, (4, 4)).astype(np.uint8)
+    label = np.asarray(Image.fromarray(blocks).resize(size[::-1], Image.Resampling.NEAREST))
+    image = np.repeat(label[..., None], 3, axis=2)
     seen = set()
     for seed in range(12):
-        torch.manual_seed(seed)
-        x, y = transforms.augment(image, label, [0.5, 1.0, 1.5], 64)
-        assert x.shape == (3, 64, 64) and y.shape == (64, 64)
-        assert (x[:, y == 255] == 0).all()
-        sharp = (x[0] == x[0].round()) & (y != 255)  # not where neighbours were blended
-        assert torch.equal(x[0][sharp].long(), y[sharp]) and sharp.sum() > 0.7 * (y != 255).sum()
+        x, y = transforms.augment(image, label, (0, 0, 0), [0.5, 1.0, 1.5], 64,
+                                  np.random.default_rng(seed))
+        assert x.shape == (64, 64, 3) and y.shape == (64, 64)
+        assert (x[y == 255] == 0).all()
+        sharp = (x[..., 0] == x[..., 0].round()) & (y != 255)  # not where neighbours were blended
+        assert (x[..., 0][sharp] == y[sharp]).all() and sharp.sum() > 0.7 * (y != 255).sum()
         seen.add(tuple(y[::9, ::9].flatten().tolist()))
     assert len(seen) > 4
 
 
+def test_scaled_sizes_are_truncated():
+    """375 at 0.5 is 187, as in the official code."""
+    image, label = np.zeros((375, 101, 3), np.uint8), np.zeros((375, 101), np.uint8)
+    _, y = transforms.augment(image, label, (0, 0, 0), [0.5], 400, np.random.default_rng(0))
+    assert (y != 255).any(axis=1).sum() == 187 and (y != 255).any(axis=0).sum() == 50
+
+
 def test_inputs_are_bgr_minus_mean():
-    image = torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None].expand(3, 2, 2)
-    torch.testing.assert_close(transforms.normalize(image, [1.0, 2.0, 3.0])[:, 0, 0],
+    image = torch.tensor([10, 20, 30], dtype=torch.uint8)[None, :, None, None].expand(1, 3, 2, 2)
+    torch.testing.assert_close(transforms.normalize(image, [1.0, 2.0, 3.0])[0, :, 0, 0],
                                torch.tensor([29.0, 18.0, 7.0]))

@@ -226,6 +226,21 @@ def test_an_error_in_a_loading_process_is_one_line(own_demo, tmp_path):
     assert done.stderr.rstrip().endswith(errors[0])
 
 
+@pytest.mark.slow
+def test_an_error_in_one_of_several_processes_is_one_line_and_the_last(own_demo, run, tmp_path):
+    SPOIL["truncated image"][0](own_demo)
+    for script, options in (
+            ("train_drs.py", (*TRAINING, "--val-list", "none")),
+            ("make_pseudo_labels.py", ("--checkpoint", run / "refine" / "best.pth"))):
+        done = run_script(script, "--data-root", own_demo, "--run-dir", tmp_path / "run", *MACHINE,
+                          *options, processes=2, check=False)
+        assert done.returncode == 1
+        lines = done.stderr.splitlines()
+        assert lines[-1].startswith("error: ") and "train_000000.jpg" in lines[-1]
+        assert sum(line.startswith("error") for line in lines) == 1
+        assert "Traceback" not in done.stderr and len(lines) < 40
+
+
 # Companions of the images
 
 def spoil_saliency(root: Path, array: np.ndarray | None, folder: str = "saliency_map") -> Path:
@@ -365,6 +380,9 @@ def test_imagenet_weights_out_of_reach(demo, tmp_path, monkeypatch):
     ("train_drs", "--num-workers", "-1"), ("train_drs", "--image-size", "7"),
     ("train_drs", "--width", "0"), ("train_drs", "--seed", "-1"), ("train_drs", "--resize", "16"),
     ("train_drs", "--device", "tpu"), ("train_drs", "--amp", "yes"),
+    ("make_pseudo_labels", "--scales", "inf"), ("train_drs", "--width", "inf"),
+    ("train_drs", "--seed", "4294967296"), ("train_drs", "--weight-decay", "1e300"),
+    ("train_drs", "--image-size", "100000"), ("train_drs", "--num-workers", "100000"),
     ("make_pseudo_labels", "--background-score", "0"), ("make_localization_maps", "--scales", "0"),
 ])
 def test_option_values_are_checked(demo, tmp_path, capsys, script, option, value):
@@ -378,13 +396,13 @@ def test_option_values_are_checked(demo, tmp_path, capsys, script, option, value
 
 
 def test_number_says_its_bounds():
-    for parse, text, words in ((number(float, 0, 1), "2", r"\[0, 1\], got 2"),
-                               (number(float, 0, 1, True), "0", r"\(0, 1\]"),
-                               (number(int, 1), "0", "at least 1"),
-                               (number(float, 0, open_low=True), "0", "above 0")):
+    for parse, text, words in ((number(float, 0, 1), "2", "from 0 to 1, got 2"),
+                               (number(float, 0, 1, True), "0", "above 0 to 1"),
+                               (number(float, 0, 9), "inf", "from 0 to 9"),
+                               (number(float, 0, 9), "nan", "from 0 to 9")):
         with pytest.raises(argparse.ArgumentTypeError, match=words):
             parse(text)
-    assert number(int, 1)("1") == 1 and number(float, 0, 1)("1") == 1.0
+    assert number(int, 1, 9)("1") == 1 and number(float, 0, 1)("1") == 1.0
 
 
 def test_options_against_the_data(demo, run, tmp_path):
@@ -492,7 +510,7 @@ def test_help_shows_defaults(capsys):
     for option in ("--data-root", "--list", "--output-dir", "--run-dir", "--device", "--amp",
                    "--batch-size", "--epochs", "--lr", "--num-workers", "--seed", "--overwrite"):
         assert option in text
-    for default in ("0.55", "15", "0.001", "[5, 10]", "0.0005", "320", "imagenet", "auto"):
+    for default in ("0.55", "15", "0.001", "5 10", "0.0005", "320", "imagenet", "auto"):
         assert f"(default: {default})" in text
 
 

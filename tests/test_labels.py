@@ -68,6 +68,39 @@ def test_alpha_is_an_argument():
     assert fuse(scores, [4], salient, alpha=0.51).item() == 255
 
 
+def by_the_formula(scores: np.ndarray, classes: list[int], background: np.ndarray, alpha: float,
+                   ignore: bool) -> np.ndarray:
+    """The rule as the paper's code has it: argmax over background and scores."""
+    scores = np.where(scores < np.float32(alpha), 0, scores)
+    candidates = np.concatenate((background[None], scores)).astype(np.float32)
+    label = np.array([0, *(number + 1 for number in classes)])[candidates.argmax(axis=0)]
+    if ignore:
+        unclaimed = (background == 0) & (label == 0)
+        label[(candidates > np.float32(0.9)).sum(axis=0) > 2] = 255
+        label[unclaimed] = 255
+    return label
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 6])
+@pytest.mark.parametrize("cue", ["saliency", "threshold"])
+def test_labels_equal_the_formula(count, cue):
+    """On scores with many ties: among themselves, with the background, at alpha and at 0.9."""
+    rng = np.random.default_rng(count)
+    grid = np.array([-0.3, 0, 0.1, 0.2, 0.20001, 0.3, 0.5, 0.9, 0.91, 0.95, 1, 1.2], np.float32)
+    for trial in range(20):
+        scores = grid[rng.integers(0, len(grid), (count, 30, 40))]
+        classes = sorted(rng.choice(20, count, replace=False).tolist())
+        saliency = torch.from_numpy(rng.integers(0, 2, (30, 40), dtype=np.uint8))
+        background = background_scores((30, 40), saliency if cue == "saliency" else None,
+                                       float(grid[trial % len(grid)]))
+        for alpha in (0.0, 0.2, 0.95):
+            for ignore in (True, False):
+                label = fuse(torch.from_numpy(scores), classes, background, alpha=alpha,
+                             ignore=ignore)
+                expected = by_the_formula(scores, classes, background.numpy(), alpha, ignore)
+                np.testing.assert_array_equal(label.numpy(), expected)
+
+
 # Label PNGs
 
 def test_palette_is_that_of_voc(tmp_path):

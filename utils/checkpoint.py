@@ -6,9 +6,10 @@ to the official format, `python -m utils.checkpoint show FILE` says what a file 
 """
 
 import argparse
+import errno
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,17 @@ FORMAT = "drs/1"
 TRUNK_ALIASES = {f"layer{block}_conv{i}": f"features.{index}" for block, indices in enumerate(
     ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)), start=1)
     for i, index in enumerate(indices, start=1)}
+NETWORKS = ("classifier", "refine", "deeplab")
+# What may stand in the description of a network: damaged or hostile numbers must not be built.
+NETWORK_VALUES: dict[str, Callable[[Any], bool]] = {
+    "num_classes": lambda n: type(n) is int and 1 <= n <= 255,
+    "width": lambda w: type(w) in (int, float) and 0 < w <= 16,
+    "batch_norm": lambda b: type(b) is bool, "freeze_bn": lambda b: type(b) is bool,
+    "drs": lambda d: d in ("learnable", "fixed", "none"),
+    "delta": lambda d: type(d) in (int, float) and 0 < d <= 1,
+    "blocks": lambda n: type(n) is int and 1 <= n <= 1000,
+    "rates": lambda n: type(n) is int and 1 <= n <= 1000,
+    "scales": lambda s: type(s) in (int, float) and 0 < s <= 16}
 _ALIAS = re.compile(r"(layer[1-5]_conv[1-3])\.(weight|bias)")
 
 
@@ -48,9 +60,20 @@ class Checkpoint:
     rest: dict[str, Any] = field(default_factory=dict)
     own: bool = False
 
-    def into(self, model: nn.Module) -> nn.Module:
-        """`model` with this checkpoint's weights (see `load_into`)."""
-        load_into(model, self.state, self.path)
+    def instantiate(self, build: Callable[[Mapping[str, Any]], nn.Module]) -> nn.Module:
+        """The network that `build` makes of `self.network`, with this checkpoint's weights.
+
+        Raises:
+            UserError: the weights do not fit; found out before any memory is taken for them.
+        """
+        try:
+            with torch.device("meta"):
+                check_fit(build(self.network), self.state, self.path)
+            model = build(self.network)
+        except (TypeError, ValueError, KeyError, OverflowError) as error:
+            raise UserError(f"checkpoint {self.path}: damaged, it describes no network ({error})"
+                            .replace("\n", " ")) from error
+        model.load_state_dict(self.state)
         return model
 
 
@@ -78,8 +101,9 @@ def read(path: str | Path, network: str | None = None, drs: str | None = None,
     own = content.get("format") == FORMAT
     if own:
         config, classes = rest.pop("network", None), rest.pop("classes", None)
-        if not isinstance(config, dict) or "network" not in config or classes is None:
-            raise UserError(f"checkpoint {path}: damaged, it does not say what network it holds")
+        damage = _damage(config, classes)
+        if damage:
+            raise UserError(f"checkpoint {path}: damaged, {damage}")
         for name, asked in (("network", network), ("drs", drs), ("delta", delta)):
             if asked is not None and asked != config.get(name, asked):
                 raise UserError(f"--{name} {asked} contradicts {path}, which records "
@@ -88,10 +112,32 @@ def read(path: str | Path, network: str | None = None, drs: str | None = None,
     return Checkpoint(path, state, _infer(state, path, network, drs, delta), None, rest)
 
 
-def read_network(args: argparse.Namespace, num_classes: int) -> Checkpoint:
+def _damage(config: Any, classes: Any) -> str | None:
+    """What is wrong with the description of the network in a file of ours; None if nothing."""
+    if (not isinstance(config, dict) or not all(isinstance(name, str) for name in config)
+            or config.get("network") not in NETWORKS):
+        return "it does not say what network it holds"
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        return "it does not name its classes"
+    for name, check in NETWORK_VALUES.items():
+        values = config.get(name, [])
+        for value in values if isinstance(values, list) else [values]:
+            if not isinstance(value, (int, float, str)) or not check(value):
+                return f"its network's {name} is {str(values)[:60]}"
+    labels = len(classes) + (config["network"] == "deeplab")
+    if config.get("num_classes") != labels:
+        return f"its network has {config.get('num_classes')} outputs, its classes need {labels}"
+    return None
+
+
+def read_network(args: argparse.Namespace, classes: Sequence[str]) -> Checkpoint:
     """The classifier or refinement network that a stage's options name.
 
     Fills in `args.image_size` where it was left out: as trained, else the paper's 320.
+
+    Args:
+        args: of a `StageParser` with a checkpoint.
+        classes: names of the data set's classes, in order.
 
     Raises:
         UserError: see `read`; or the network is none of the two, or has other classes.
@@ -101,11 +147,18 @@ def read_network(args: argparse.Namespace, num_classes: int) -> Checkpoint:
     if kind not in ("classifier", "refine"):
         raise UserError(f"checkpoint {args.checkpoint}: holds a {kind} network; a classifier or a "
                         "refinement network is needed")
-    if checkpoint.network["num_classes"] != num_classes:
+    if checkpoint.network["num_classes"] != len(classes):
         raise UserError(f"checkpoint {args.checkpoint}: has {checkpoint.network['num_classes']} "
-                        f"classes, the data set has {num_classes}")
+                        f"classes, the data set has {len(classes)}")
+    if checkpoint.classes not in (None, list(classes)):
+        first = next(i for i, pair in enumerate(zip(checkpoint.classes, classes, strict=True))
+                     if pair[0] != pair[1])
+        raise UserError(f"checkpoint {args.checkpoint}: was trained for other classes or another "
+                        f"order: class {first} is {checkpoint.classes[first]} there, "
+                        f"{classes[first]} in the data set")
     if args.image_size is None:
-        args.image_size = checkpoint.rest.get("options", {}).get("image_size", 320)
+        options = checkpoint.rest.get("made_from", {}).get("options", {})
+        args.image_size = options.get("image_size", 320)
     return checkpoint
 
 
@@ -139,6 +192,7 @@ def clean_state(weights: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise UserError(f"checkpoint {path}: {name!r} is no tensor: not a state dict")
+        check_tensor(name, value, path)
         name = name.removeprefix("module.")
         alias = _ALIAS.fullmatch(name)
         if alias:
@@ -152,6 +206,24 @@ def clean_state(weights: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     if not state:
         raise UserError(f"checkpoint {path}: holds no weights")
     return state
+
+
+def check_tensor(name: str, value: Tensor, path: Path) -> None:
+    """Check that a tensor from a file is plain numbers, all there and finite.
+
+    Raises:
+        UserError: it is sparse, quantized, without content, larger than the bytes behind it, or
+            holds NaN or infinity.
+    """
+    reason = None
+    if value.layout != torch.strided or value.is_quantized or value.device.type != "cpu":
+        reason = "is no plain tensor"
+    elif value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        reason = "claims to be larger than its data"
+    elif not bool(torch.isfinite(value).all()):
+        reason = "holds values that are not finite (the training diverged?)"
+    if reason:
+        raise UserError(f"checkpoint {path}: refused, {name} {reason}")
 
 
 def _infer(state: dict[str, Tensor], path: Path, network: str | None, drs: str | None,
@@ -185,8 +257,8 @@ def _infer(state: dict[str, Tensor], path: Path, network: str | None, drs: str |
     return {"network": kind, **config}
 
 
-def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
-    """Copy `state` into `model`.
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    """Check that `state` has just the tensors that `model` needs.
 
     Raises:
         UserError: listing the tensors that are missing, unexpected or of another shape.
@@ -202,70 +274,18 @@ def load_into(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
              for kind, names in problems.items() if names]
     if found:
         raise UserError(f"checkpoint {path} does not fit the network; " + "; ".join(found))
-    model.load_state_dict(dict(state))
 
 
 def save(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write `content` with torch.save, atomically."""
     # A file object, because torch.save reports a failed write to a path as a RuntimeError.
     with atomic_write(path) as tmp, open(tmp, "wb") as file:
-        torch.save(dict(content), file)
-
-
-class TrainingFolder:
-    """A training's checkpoints: `last.pth` every epoch, `best.pth` on improvement.
-
-    Args:
-        folder: where they lie.
-        network: what rebuilds the network (`model.config`).
-        classes: class names.
-        options: the options that shape the result; going on with others is refused.
-    """
-
-    def __init__(self, folder: Path, network: Mapping[str, Any], classes: list[str],
-                 options: Mapping[str, Any]) -> None:
-        self.folder, self.last, self.best = folder, folder / "last.pth", folder / "best.pth"
-        self._record = {"format": FORMAT, "network": dict(network), "classes": list(classes),
-                        "options": dict(options)}
-
-    def prepare(self, overwrite: bool) -> None:
-        """Remove what a killed process left half-written and, to start over, the checkpoints."""
-        for path in self.folder.glob(".*.tmp.pth"):
-            path.unlink(missing_ok=True)
-        if overwrite:
-            self.clear()
-
-    def clear(self) -> None:
-        """Forget an earlier training."""
-        for path in (self.last, self.best):
-            path.unlink(missing_ok=True)
-
-    def resume(self) -> dict[str, Any] | None:
-        """The state in `last.pth`, or None where there is none.
-
-        Raises:
-            UserError: it was written with other options or for other classes.
-        """
-        if not self.last.exists():
-            return None
-        checkpoint = read(self.last)
-        theirs = checkpoint.rest.get("options", {}) | {"classes": checkpoint.classes}
-        ours = self._record["options"] | {"classes": self._record["classes"]}
-        changed = [f"{name}: {theirs.get(name)} there, {ours.get(name)} now"
-                   for name in sorted(theirs.keys() | ours.keys())
-                   if theirs.get(name) != ours.get(name)]
-        if changed:
-            raise UserError(f"{self.last} was trained with other options ({'; '.join(changed)}): "
-                            "use the same, another --output-dir, or --overwrite")
-        return {"model": checkpoint.state, **checkpoint.rest}
-
-    def save(self, state: Mapping[str, Any], best: bool) -> None:
-        """Write `last.pth` and, if `best`, `best.pth` (weights and record only)."""
-        if best:
-            slim = {name: value for name, value in state.items()
-                    if name not in ("optimizer", "scheduler", "scaler")}
-            save(self.best, self._record | slim)
-        save(self.last, self._record | state)
+        try:
+            torch.save(dict(content), file)
+        except RuntimeError as error:  # its writer's word for a failed write
+            cause = error.__cause__ or error.__context__
+            raise cause if isinstance(cause, OSError) else OSError(
+                errno.ENOSPC, f"writing failed ({str(error).splitlines()[0]})") from error
 
 
 def export(source: Path, target: Path) -> None:

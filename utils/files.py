@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,10 +36,12 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is renamed to `path`, else removed.
 
     The temporary name keeps the suffix (libraries choose the format by it) and starts with a
-    dot, so that a folder listing never takes it for a finished file.
+    dot, so that a folder listing never takes it for a finished file. Each process and thread has
+    its own.
     """
     path = Path(path)
-    tmp = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    writer = f"{os.getpid()}-{threading.get_native_id()}"
+    tmp = path.with_name(f".{path.stem}.{writer}.tmp{path.suffix}")
     try:
         yield tmp
         with open(tmp, "rb") as file:
@@ -50,6 +53,14 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         if isinstance(error, OSError):
             raise UserError(f"cannot write {path}: {error.strerror or error}") from error
         raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove the half-written files that killed processes left in `folder`; the caller holds the
+    lock of the folder, so that nobody writes there now."""
+    for path in folder.glob(".*.tmp*"):
+        with suppress(OSError):
+            path.unlink()
 
 
 def write_json(path: str | os.PathLike, value: object) -> None:

@@ -1,157 +1,212 @@
-"""The options that all stages share, under one name each, with types that check their values."""
+"""The options that all stages share, under one name each, with types that check their values.
+
+Nothing heavy is imported here: `--help` and a mistyped option are answered in a blink.
+"""
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from utils.files import UserError
 
+MIN_SIDE, MAX_SIDE = 8, 8192  # pixels: the networks halve their input three times
+MAX_SEED = 2**32 - 1  # what NumPy's generators take
 
-def number(kind: type, low: float, high: float = float("inf"), open_low: bool = False
-           ) -> Callable[[str], float]:
+
+def number(kind: type, low: float, high: float, open_low: bool = False) -> Callable[[str], float]:
     """An argparse type: a `kind` (int or float) in [low, high], or (low, high]."""
 
     def parse(text: str) -> float:
         value = kind(text)
         if not low <= value <= high or (open_low and value == low):
-            bounds = f"{'(' if open_low else '['}{low:g}, {high:g}]" if high != float("inf") \
-                else f"{'above' if open_low else 'at least'} {low:g}"
-            raise argparse.ArgumentTypeError(f"must be {bounds}, got {text}")
+            bounds = f"{'above' if open_low else 'from'} {low:g} to {high:g}"
+            raise argparse.ArgumentTypeError(f"must be {bounds}, got {text[:40]}")
         return value
 
     parse.__name__ = kind.__name__
     return parse
 
 
-MIN_SIDE = 8  # pixels: the networks halve their input three times
-positive_int = number(int, 1)
-side = number(int, MIN_SIDE)
-count = number(int, 0)
-positive = number(float, 0, open_low=True)
-not_negative = number(float, 0)
-share = number(float, 0, 1)
-positive_share = number(float, 0, 1, open_low=True)
+positive_int = number(int, 1, 1e9)
+count = number(int, 0, 1e9)
+processes = number(int, 0, 1024)
+side = number(int, MIN_SIDE, MAX_SIDE)
+seed = number(int, 0, MAX_SEED)
+positive = number(float, 0, 1e12, open_low=True)
+not_negative = number(float, 0, 1e6)
+factor = number(float, 0, 16, open_low=True)
+unit = number(float, 0, 1)
+positive_unit = number(float, 0, 1, open_low=True)
 
 
-def stage_parser(doc: str, *, images: str, output: str, batch_size: int | None
-                 ) -> argparse.ArgumentParser:
-    """A parser with the options common to all stages.
+def file_name(text: str) -> str:
+    """An argparse type: a name that stays in its folder."""
+    if not 0 < len(text) <= 100 or text.startswith(".") or set(text) & set("/\\\0"):
+        raise argparse.ArgumentTypeError(f"must be a plain file name, got {text[:40]!r}")
+    return text
+
+
+def neutral(option: argparse.Action) -> argparse.Action:
+    """Mark an option that does not shape the result: work may go on with another value of it."""
+    option.shapes_result = False  # type: ignore[attr-defined]
+    return option
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Adds the default to the help of options that have one worth telling."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.default in (None, False, True, argparse.SUPPRESS) or "default" in text:
+            return text
+        default = " ".join(map(str, action.default)) if isinstance(action.default, list) \
+            else "%(default)s"
+        return f"{text} (default: {default})"
+
+
+class StageParser(argparse.ArgumentParser):
+    """The parser of a stage, with the options common to all.
+
+    `parse_args` also fills in --run-dir, --output-dir and --checkpoint where they were left out,
+    and lists in `args.shaping` the names of the options that shape the result.
 
     Args:
         doc: the script's docstring.
         images: default of --list.
         output: name of the default output folder inside the run folder.
-        batch_size: default of --batch-size; None: the stage has no batches.
+        batch_size: default of --batch-size; None: the stage runs no network.
     """
-    parser = argparse.ArgumentParser(
-        description=doc, formatter_class=type("Formatter", (
-            argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter), {}))
-    group = parser.add_argument_group("data and output")
-    group.add_argument("--data-root", type=Path, required=True,
-                       help="data set in VOC layout, or a folder of images with classes.txt")
-    group.add_argument("--list", default=images, metavar="LIST",
-                       help="images: a list file, or the name of one in ImageSets/Segmentation")
-    group.add_argument("--run-dir", type=Path, metavar="DIR",
-                       help="folder of the whole run (default: runs/NAME OF DATA ROOT)")
-    group.add_argument("--output-dir", type=Path, metavar="DIR",
-                       help=f"this stage's output (default: RUN_DIR/{output})")
-    group.add_argument("--overwrite", action="store_true",
-                       help="start over instead of going on with what is there")
-    parser.set_defaults(default_output=output)
-    if batch_size is not None:
-        group = parser.add_argument_group("machine")
-        group.add_argument("--batch-size", type=positive_int, default=batch_size,
-                           help="global batch, whatever the number of processes")
-        group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
-                           help="auto: the GPU, if there is one")
-        group.add_argument("--amp", choices=("auto", "bf16", "fp16", "off"), default="auto",
-                           help="mixed precision; auto: bf16 where the hardware runs it fast")
-        group.add_argument("--num-workers", type=count, default=2,
-                           help="data loading processes (0: in the main process)")
-        group.add_argument("--seed", type=count, default=0, help="of all random choices")
-    return parser
 
+    def __init__(self, doc: str | None, *, images: str, output: str,
+                 batch_size: int | None) -> None:
+        super().__init__(description=doc, formatter_class=_Formatter)
+        self.output, self.checkpoint = output, ""
+        group = self.add_argument_group("data and output")
+        neutral(group.add_argument(
+            "--data-root", type=Path, required=True,
+            help="data set in VOC layout, or a folder of images (docs/own_data.md)"))
+        neutral(group.add_argument(
+            "--list", default=images, metavar="LIST",
+            help="images: a list file, or the name of one in ImageSets/Segmentation"))
+        neutral(group.add_argument(
+            "--run-dir", type=Path, metavar="DIR",
+            help="folder of the whole run (default: runs/NAME OF DATA ROOT)"))
+        neutral(group.add_argument("--output-dir", type=Path, metavar="DIR",
+                                   help=f"this stage's output (default: RUN_DIR/{output})"))
+        neutral(group.add_argument("--overwrite", action="store_true",
+                                   help="start over instead of going on with what is there"))
+        neutral(group.add_argument(
+            "--dry-run", action="store_true",
+            help="open, build and check everything, draw one batch, say what would be done"))
+        if batch_size is not None:
+            self._add_machine(batch_size)
 
-def add_training(parser: argparse.ArgumentParser, *, epochs: int, lr: float,
-                 milestones: list[int], weight_decay: float) -> argparse._ArgumentGroup:
-    """Options of a training; the defaults are the paper's. Returns the group to add to."""
-    group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=positive_int, default=epochs, help="passes over the list")
-    group.add_argument("--lr", type=positive, default=lr, help="base learning rate")
-    group.add_argument("--milestones", type=positive_int, nargs="*", default=milestones,
-                       help="epochs (from 1) at whose start the learning rate falls to a tenth")
-    group.add_argument("--weight-decay", type=not_negative, default=weight_decay,
-                       help="of all parameters")
-    group.add_argument("--image-size", type=side, default=320,
-                       help="side of the square the network sees, in pixels")
-    group.add_argument("--init", default="imagenet", metavar="imagenet|none|FILE",
-                       help="trunk weights: torchvision's ImageNet VGG-16, random, or a checkpoint")
-    group.add_argument("--width", type=positive, default=1.0,
-                       help="factor on all channel counts (1: the paper's VGG-16)")
-    group.add_argument("--batch-norm", action="store_true",
-                       help="batch norm after each 3x3 convolution, for training from scratch")
-    group.add_argument("--val-list", default="train", metavar="LIST|none",
-                       help="images whose masks choose the best checkpoint; without masks, or "
-                            "with none, the last is the best")
-    return group
+    def _add_machine(self, batch_size: int) -> None:
+        group = self.add_argument_group("machine")
+        # These two shape a training, see add_training; labelling they change to rounding or not.
+        self._random = [
+            neutral(group.add_argument("--batch-size", type=positive_int, default=batch_size,
+                                       help="global batch, whatever the number of processes")),
+            neutral(group.add_argument("--seed", type=seed, default=0,
+                                       help="of all random choices"))]
+        neutral(group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                                   help="auto: the GPU, if there is one"))
+        neutral(group.add_argument(
+            "--amp", choices=("auto", "bf16", "fp16", "off"), default="auto",
+            help="mixed precision; auto: bf16 where the hardware runs it fast"))
+        neutral(group.add_argument("--compile", action="store_true",
+                                   help="compile the network first (minutes, then faster steps)"))
+        neutral(group.add_argument("--num-workers", type=processes, metavar="N",
+                                   help="data loading processes; 0: in the main process "
+                                        "(default: the cores that this process has)"))
 
+    def add_training(self, *, epochs: int, lr: float, milestones: list[int], weight_decay: float
+                     ) -> argparse._ArgumentGroup:
+        """Options of a training; the defaults are the paper's. Returns the group to add to."""
+        group = self.add_argument_group("training")
+        for option in self._random:
+            option.shapes_result = True  # type: ignore[attr-defined]
+        # More epochs may follow later: what was trained so far is not changed by their number.
+        neutral(group.add_argument("--epochs", type=positive_int, default=epochs,
+                                   help="passes over the list"))
+        group.add_argument("--lr", type=positive, default=lr, help="base learning rate")
+        group.add_argument("--milestones", type=positive_int, nargs="*", default=milestones,
+                           help="epochs (from 1) at whose start the learning rate falls to a tenth")
+        group.add_argument("--weight-decay", type=not_negative, default=weight_decay,
+                           help="of all parameters")
+        group.add_argument("--image-size", type=side, default=320,
+                           help="side of the square the network sees, in pixels")
+        neutral(group.add_argument(  # recorded by the file's content
+            "--init", default="imagenet", metavar="imagenet|none|FILE",
+            help="trunk weights: torchvision's ImageNet VGG-16, random, or a checkpoint"))
+        group.add_argument("--width", type=factor, default=1.0,
+                           help="factor on all channel counts (1: the paper's VGG-16)")
+        group.add_argument("--batch-norm", action="store_true",
+                           help="batch norm after each 3x3 convolution, for training from scratch")
+        group.add_argument("--val-list", default="train", metavar="LIST|none",
+                           help="images whose masks choose the best checkpoint; without masks, or "
+                                "with none, the last is the best")
+        return group
 
-def add_checkpoint(parser: argparse.ArgumentParser, default: str) -> None:
-    """Options that name a checkpoint and what an official file does not tell about itself."""
-    group = parser.add_argument_group("network")
-    group.add_argument("--checkpoint", type=Path, metavar="FILE",
-                       help=f"our checkpoint or an official one (default: RUN_DIR/{default})")
-    group.add_argument("--network", choices=("classifier", "refine"),
-                       help="for official files that do not tell")
-    group.add_argument("--drs", choices=("learnable", "fixed", "none"),
-                       help="for official files that do not tell")
-    group.add_argument("--delta", type=positive_share, help="for official files of a fixed DRS")
-    group.add_argument("--image-size", type=side,
-                       help="side of the square input (default: as trained, else 320)")
-    group.add_argument("--scales", type=positive, nargs="+", default=[0.8, 1.0, 1.2],
-                       help="factors on the image size; maps are the maximum over them")
-    parser.set_defaults(default_checkpoint=default)
+    def add_checkpoint(self, default: str) -> None:
+        """Options that name a checkpoint and what an official file does not tell about itself."""
+        self.checkpoint = default
+        group = self.add_argument_group("network")
+        neutral(group.add_argument(  # recorded by its content
+            "--checkpoint", type=Path, metavar="FILE",
+            help=f"our checkpoint or an official one (default: RUN_DIR/{default})"))
+        group.add_argument("--network", choices=("classifier", "refine"),
+                           help="for official files that do not tell")
+        group.add_argument("--drs", choices=("learnable", "fixed", "none"),
+                           help="for official files that do not tell")
+        group.add_argument("--delta", type=positive_unit, help="for official files of a fixed DRS")
+        group.add_argument("--image-size", type=side,
+                           help="side of the square input (default: as trained, else 320)")
+        group.add_argument("--scales", type=factor, nargs="+", default=[0.8, 1.0, 1.2],
+                           help="factors on the image size; maps are the maximum over them")
 
+    def add_labelling(self) -> argparse._ArgumentGroup:
+        """Options of the rule that turns maps into labels. Returns the group to add to."""
+        group = self.add_argument_group("labels")
+        group.add_argument("--alpha", type=unit, default=0.2,
+                           help="localization scores below are no evidence (paper, Experiments)")
+        group.add_argument("--background", choices=("saliency", "threshold", "crf"),
+                           help="background cue: saliency maps (the default where they are), a "
+                                "constant score, or that sharpened by a CRF")
+        group.add_argument("--background-score", type=positive_unit, default=0.2, metavar="S",
+                           help="the constant score of --background threshold and crf")
+        neutral(group.add_argument(  # recorded by the files in it
+            "--saliency-dir", type=Path, metavar="DIR",
+            help="saliency maps (default: DATA_ROOT/saliency_map)"))
+        return group
 
-def add_labelling(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Options of the rule that turns maps into labels. Returns the group to add to."""
-    group = parser.add_argument_group("labels")
-    group.add_argument("--alpha", type=share, default=0.2,
-                       help="localization scores below are no evidence (paper, \"Experiments\")")
-    group.add_argument("--background", choices=("saliency", "threshold", "crf"),
-                       help="background cue: saliency maps (the default where they are), a "
-                            "constant score, or that sharpened by a CRF")
-    group.add_argument("--background-score", type=positive_share, default=0.2, metavar="S",
-                       help="the constant score of --background threshold and crf")
-    group.add_argument("--saliency-dir", type=Path, metavar="DIR",
-                       help="saliency maps (default: DATA_ROOT/saliency_map)")
-    return group
+    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+        """The options, complete."""
+        parsed = super().parse_args(args, namespace)
+        if parsed.run_dir is None:
+            parsed.run_dir = Path("runs") / parsed.data_root.resolve().name
+        if parsed.output_dir is None:
+            parsed.output_dir = parsed.run_dir / self.output
+        if self.checkpoint and parsed.checkpoint is None:
+            parsed.checkpoint = parsed.run_dir / self.checkpoint
+        parsed.shaping = [action.dest for action in self._actions
+                          if action.dest != "help" and getattr(action, "shapes_result", True)]
+        return parsed
 
 
 def input_sides(args: argparse.Namespace) -> list[int]:
     """The sides in pixels that --scales asks for.
 
     Raises:
-        UserError: one is too small for the network.
+        UserError: one is too small for the network, or absurdly large.
     """
     sides = [round(scale * args.image_size) for scale in args.scales]
-    if min(sides) < MIN_SIDE:
-        raise UserError(f"--scales: {min(args.scales):g} of {args.image_size} pixels is less than "
-                        f"the {MIN_SIDE} that a network needs")
+    for scale, length in zip(args.scales, sides, strict=True):
+        if not MIN_SIDE <= length <= MAX_SIDE:
+            raise UserError(f"--scales: {scale:g} of {args.image_size} pixels is {length}; a "
+                            f"network takes {MIN_SIDE} to {MAX_SIDE}")
     return sides
-
-
-def resolve_folders(args: argparse.Namespace) -> None:
-    """Fill in --run-dir, --output-dir and --checkpoint where they were left out."""
-    if args.run_dir is None:
-        args.run_dir = Path("runs") / args.data_root.resolve().name
-    if args.output_dir is None:
-        args.output_dir = args.run_dir / args.default_output
-    if getattr(args, "checkpoint", "") is None:
-        args.checkpoint = args.run_dir / args.default_checkpoint
-    for name in ("default_output", "default_checkpoint"):
-        if hasattr(args, name):
-            delattr(args, name)
 
 
 def resolve_background(args: argparse.Namespace, default_dir: Path) -> Path | None:

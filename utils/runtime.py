@@ -1,13 +1,10 @@
-"""Where a script runs: device, precision, seed, processes, and the data loaders that follow.
-
-Every random choice in training is a function of (seed, epoch, sample), drawn where the sample is
-made. So the result depends neither on the number of processes or workers nor on interruptions.
-"""
+"""Where a script runs: device, precision, seed and processes."""
 
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -16,7 +13,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from utils.files import UserError
 
@@ -85,21 +81,22 @@ class Runtime:
         return torch.amp.GradScaler(self.device.type,
                                     enabled=self.amp_dtype is torch.float16)
 
-    def place(self, model: nn.Module) -> nn.Module:
+    def move(self, model: nn.Module) -> nn.Module:
         """The model on the device in channels_last, the layout that convolutions run fastest in."""
         return model.to(self.device, memory_format=torch.channels_last)
 
-    def distribute(self, model: nn.Module) -> nn.Module:
-        """The model as it is trained: wrapped for several processes, itself for one."""
-        if self.world == 1:
-            return model
-        if self.device.type == "cuda":
+    def distribute(self, model: nn.Module, compiled: bool = False) -> nn.Module:
+        """The model as it is trained: wrapped for several processes, compiled if asked for."""
+        network = model
+        if self.world > 1 and self.device.type == "cuda":
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-            return nn.parallel.DistributedDataParallel(model, device_ids=[self.device.index])
-        for module in model.modules():
-            if type(module) is nn.BatchNorm2d:
-                module.__class__ = SharedBatchNorm2d  # the same module, with another forward
-        return nn.parallel.DistributedDataParallel(model)
+            network = nn.parallel.DistributedDataParallel(model, device_ids=[self.device.index])
+        elif self.world > 1:
+            for module in model.modules():
+                if type(module) is nn.BatchNorm2d:
+                    module.__class__ = SharedBatchNorm2d  # the same module, another forward
+            network = nn.parallel.DistributedDataParallel(model)
+        return self.compile(network) if compiled else network
 
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The elementwise sum of `values` over all processes."""
@@ -121,16 +118,34 @@ class Runtime:
         if self.world > 1:
             dist.barrier()
 
-    def share(self, global_batch: int) -> int:
-        """This process's part of a global batch.
+    @property
+    def cores(self) -> int:
+        """The CPU cores that this process has for itself."""
+        there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") \
+            else os.cpu_count() or 1
+        return max(1, there // self.world)
+
+    def describe(self) -> str:
+        """Device, processes and precision in words."""
+        device = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" \
+            else f"CPU, {torch.get_num_threads()} threads"
+        return f"device {device}, processes {self.world}, precision {self.precision}"
+
+    @property
+    def precision(self) -> str:
+        """The type in which the networks compute, in words."""
+        return str(self.amp_dtype or torch.float32).removeprefix("torch.")
+
+    def compile(self, function: Callable) -> Callable:
+        """`function` compiled by torch.compile.
 
         Raises:
-            UserError: the batch cannot be divided evenly.
+            UserError: there is no compiler for this device.
         """
-        if global_batch % self.world:
-            raise UserError(f"--batch-size {global_batch} is the global batch and cannot be "
-                            f"divided among {self.world} processes")
-        return global_batch // self.world
+        if self.device.type == "cpu" and not any(map(shutil.which, (
+                os.environ.get("CXX", "c++"), "g++", "clang++"))):
+            raise UserError("--compile: there is no C++ compiler on the PATH; leave --compile out")
+        return torch.compile(function)
 
 
 def setup(device: str = "auto", amp: str = "auto", seed: int = 0) -> Runtime:
@@ -151,7 +166,6 @@ def setup(device: str = "auto", amp: str = "auto", seed: int = 0) -> Runtime:
                             f"({torch.cuda.device_count()} found)")
         target = torch.device("cuda", local)
         torch.cuda.set_device(target)
-        torch.backends.cudnn.benchmark = True
         # "off" means full float32, so that released weights give the published outputs.
         torch.backends.cudnn.allow_tf32 = amp != "off"
     if world > 1 and not dist.is_initialized():
@@ -184,46 +198,3 @@ def shutdown() -> None:
     """Leave the process group, if any."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
-
-
-class EpochSampler(DistributedSampler):
-    """A shuffle that depends on (seed, epoch) only; yields (epoch, index).
-
-    The epoch travels with the index, so that persistent workers can seed each sample by it.
-    """
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return ((self.epoch, index) for index in super().__iter__())
-
-
-def training_loader(dataset: Dataset, batch_size: int, runtime: Runtime, seed: int,
-                    num_workers: int, collate: Callable | None = None) -> DataLoader:
-    """Shuffled batches: `batch_size` is the global batch, the incomplete last one is dropped.
-
-    Raises:
-        UserError: there are fewer images than a batch holds.
-    """
-    if len(dataset) < batch_size:
-        raise UserError(f"--batch-size {batch_size} is larger than the list "
-                        f"({len(dataset)} images): make it smaller or add images")
-    local = runtime.share(batch_size)
-    sampler = EpochSampler(dataset, runtime.world, runtime.rank, seed=seed, drop_last=True)
-    return DataLoader(dataset, local, sampler=sampler, num_workers=num_workers, drop_last=True,
-                      collate_fn=collate, pin_memory=runtime.device.type == "cuda",
-                      persistent_workers=num_workers > 0)
-
-
-def inference_loader(dataset: Dataset, todo: Sequence[int], batch_size: int, runtime: Runtime,
-                     num_workers: int, collate: Callable | None = None) -> DataLoader:
-    """The images `todo` (indices) in batches, every batch on exactly one process.
-
-    The batches are cut from the whole data set before the processes share them out and before
-    finished images are left out: the company that an image keeps does not depend on either.
-    """
-    wanted = set(todo)
-    starts = range(0, len(dataset), batch_size)
-    batches = [[i for i in range(start, min(start + batch_size, len(dataset))) if i in wanted]
-               for start in starts]
-    mine = [batch for batch in batches if batch][runtime.rank::runtime.world]
-    return DataLoader(dataset, batch_sampler=mine, num_workers=num_workers, collate_fn=collate,
-                      pin_memory=runtime.device.type == "cuda")

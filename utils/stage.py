@@ -1,152 +1,217 @@
-"""How a stage begins and ends: options recorded, finished images skipped, errors as one line."""
+"""How a stage begins and ends: one line for an error, a lock, a log, a record of what it did."""
 
 import argparse
-import hashlib
-import json
-import platform
+import logging
+import os
+import signal
+import socket
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy
-import torch
-import torchvision
+from utils.files import UserError, output_folder, sweep, write_json
+from utils.logging import setup_logging
 
-from utils import runtime as runtimes
-from utils.files import UserError, output_folder, write_json
-from utils.logging import get_logger, setup_logging
-from utils.options import resolve_folders
+if TYPE_CHECKING:  # torch takes seconds to import: not for --help
+    from filelock import FileLock
 
-log = get_logger()
-RECORD = ".made_by.json"  # in an output folder: what its files were made from
-# Options that do not shape the result, so a run may go on with others.
-NEUTRAL = {"device", "amp", "num_workers", "overwrite", "run_dir", "output_dir", "data_root",
-           "saliency_dir", "maps_dir", "save_maps", "epochs"}
+    from utils.runtime import Runtime
+
+log = logging.getLogger("drs")
+LOCK = ".lock"
+ERROR_FILE = "DRS_ERROR_FILE"  # environment variable, see `fail`
+TERMINATED = 128 + signal.SIGTERM
+
+
+class _Session:
+    """What the running stage has open; one stage runs in a process at a time."""
+
+    def __init__(self) -> None:
+        self.locks: list[FileLock] = []
+        self.summary: dict[str, Any] = {}
+        self.summary_path: Path | None = None
+        self.start = time.monotonic()
+
+    def close(self, completed: bool) -> None:
+        if completed and self.summary_path is not None:
+            self.summary["seconds"] = round(time.monotonic() - self.start, 1)
+            write_json(self.summary_path, self.summary)
+        for held in self.locks:
+            free(held)
+
+
+_session = _Session()
 
 
 def launch(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace) -> None:
     """Run a stage; what the user can mend becomes one line and a non-zero exit status."""
+    global _session
+    _session = _Session()
+    # Threads that wait by spinning slow each other down manifold where processes share cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     setup_logging()
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    # One of several may wait in a collective, where no handler runs: it ends at once instead.
+    before = signal.signal(signal.SIGTERM, _terminate if alone else signal.SIG_DFL)
+    completed = False
     try:
         stage(args)
-    except UserError as error:
-        # A data loading process wraps the message in its traceback: keep the message.
-        text = str(error).rpartition("UserError: ")[2].strip()
-        sys.exit(f"error: {text}")
-    except FloatingPointError as error:
-        sys.exit(f"error: {error}")
-    except torch.OutOfMemoryError as error:
-        sys.exit(f"error: out of GPU memory; lower --batch-size ({str(error).splitlines()[0]})")
+        completed = True
     except KeyboardInterrupt:
         log.warning("interrupted; the same command goes on from here")
-        sys.exit(130)
+        sys.exit(128 + signal.SIGINT)
+    except Exception as error:
+        message = explain(error)
+        if _another_failed_first():
+            sys.exit(1)  # a broken connection is only what this process saw of it
+        if message is None:  # a fault of ours keeps its traceback
+            raise
+        fail(f"error: {message}")
     finally:
-        runtimes.shutdown()
+        signal.signal(signal.SIGTERM, before)
+        _session.close(completed)
+        if "torch" in sys.modules:
+            from utils.runtime import shutdown
+
+            shutdown()
 
 
-def begin(args: argparse.Namespace, inputs: Mapping[str, Any]) -> runtimes.Runtime:
-    """Set up folders, device and log; print and record versions, options, inputs and output."""
-    resolve_folders(args)
+def _terminate(*_: object) -> None:
+    sys.exit(TERMINATED)
+
+
+def _another_failed_first() -> bool:
+    return os.path.isfile(os.environ.get(ERROR_FILE, ""))
+
+
+def fail(line: str) -> None:
+    """End with an error of one line. Under `utils.torchrun` the first process to fail hands its
+    line over, to be printed once, after all else."""
+    handed_over = os.environ.get(ERROR_FILE)
+    if handed_over is None:
+        sys.exit(line)
+    try:
+        with open(handed_over, "x", encoding="utf-8") as file:
+            file.write(line)
+    except FileExistsError:
+        pass
+    sys.exit(1)
+
+
+def explain(error: BaseException) -> str | None:
+    """The one line for an error that the user can mend; None for any other."""
+    text = str(error).strip()
+    if isinstance(error, UserError):
+        # A data loading process wraps the message in its traceback: keep the message.
+        return text.rpartition("UserError: ")[2].strip()
+    if isinstance(error, FloatingPointError):
+        return text
+    if type(error).__name__ == "OutOfMemoryError":  # torch's; it may not be imported here
+        return f"out of GPU memory; lower --batch-size ({text.splitlines()[0]})"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
+        return "out of memory; lower --batch-size, --image-size or --num-workers"
+    return None
+
+
+def begin(args: argparse.Namespace) -> "Runtime":
+    """Set up device, folders and log; lock the output folder; print versions and options."""
+    from utils import runtime as runtimes
+
     runtime = runtimes.setup(getattr(args, "device", "cpu"), getattr(args, "amp", "off"),
                              getattr(args, "seed", 0))
-    output_folder(args.output_dir)
-    logs = output_folder(args.run_dir / "logs", "--run-dir")
-    announce(runtime, logs, args.output_dir.name, vars(args), inputs, args.output_dir)
+    options = {name: value for name, value in vars(args).items() if name != "shaping"}
+    logs = None if args.dry_run else args.run_dir / "logs"
+    open_output(runtime, logs, args.output_dir.name or "run", options,
+                () if args.dry_run else (args.output_dir,))
     return runtime
 
 
-def announce(runtime: runtimes.Runtime, logs: Path, name: str, options: Mapping[str, Any],
-             inputs: Mapping[str, Any], output: Path) -> None:
-    """Log to LOGS/NAME.log; print and record (LOGS/NAME.json) what runs, where and with what."""
-    setup_logging(logs / f"{name}.log", runtime.main)
+def open_output(runtime: "Runtime", logs: Path | None, name: str, options: Mapping[str, Any],
+                folders: Iterable[Path]) -> None:
+    """Lock output folders, log to LOGS/NAME.log, print and record what runs, where, with what.
+
+    Args:
+        logs: None: nothing is written.
+        name: of the stage's files in `logs`.
+        folders: the output folders; made, locked and swept of what a killed process left there.
+    """
+    if runtime.main:
+        for folder in folders:
+            hold(output_folder(folder))
+            sweep(folder)
+    runtime.barrier()
+    if logs is not None:
+        output_folder(logs, "--run-dir")
+    setup_logging(logs and logs / f"{name}.log", runtime.main)
     if not runtime.main:
         return
-    versions = {"python": platform.python_version(), "torch": torch.__version__,
-                "torchvision": torchvision.__version__, "numpy": numpy.__version__}
-    write_json(logs / f"{name}.json",
-               {"command": sys.argv, "options": options, "versions": versions})
-    device = torch.cuda.get_device_name(runtime.device) \
-        if runtime.device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    log.info("%s", "  ".join(f"{name} {value}" for name, value in versions.items()))
-    log.info("device %s  processes %d  precision %s", device, runtime.world,
-             runtime.amp_dtype or "float32")
+    from utils.provenance import now
+
+    made = now()
+    note(command=made.pop("command"), options=dict(options), when=made.pop("when"),
+         device=runtime.describe(), versions=made)
+    if logs is not None:
+        _session.summary_path = logs / f"{name}.json"
+        write_json(_session.summary_path, _session.summary)
+    log.info("%s", "  ".join(f"{name} {value}" for name, value in made.items()))
+    log.info("%s", runtime.describe())
     log.info("options %s", "  ".join(f"{k}={v}" for k, v in sorted(options.items())))
-    for what, source in inputs.items():
-        log.info("reads %s: %s", what, source)
-    log.info("writes %s", output)
+    for folder in folders:
+        log.info("writes %s", folder)
 
 
-def shaping_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that decide the result, as plain values."""
-    return {name: value if isinstance(value, (int, float, bool, str, list, type(None)))
-            else str(value) for name, value in vars(args).items() if name not in NEUTRAL}
+def note(**facts: Any) -> None:
+    """Add facts to the record of the stage in RUN_DIR/logs, for `report.py`."""
+    _session.summary |= facts
 
 
-def labelling_todo(args: argparse.Namespace, ids: Sequence[str],
-                   runtime: runtimes.Runtime) -> list[int]:
-    """The indices of the images that a stage with --checkpoint has yet to write."""
-    made_from = {name: value for name, value in shaping_options(args).items()
-                 if name not in ("list", "checkpoint", "batch_size", "seed")}
-    made_from["checkpoint"] = fingerprint(args.checkpoint)
-    return unfinished(args.output_dir, ids, made_from, args.overwrite, runtime)
-
-
-def unfinished(folder: Path, ids: Sequence[str], made_from: Mapping[str, Any], overwrite: bool,
-               runtime: runtimes.Runtime) -> list[int]:
-    """The indices of the `ids` that have no PNG in `folder` yet.
-
-    What the files are made from is recorded there, so that files of another checkpoint or rule
-    are never taken for finished ones, now or when another list comes to the same folder.
+def hold(folder: Path) -> None:
+    """Lock `folder` until this stage ends, however it ends.
 
     Raises:
-        UserError: files that would stay in the folder were made from something else.
+        UserError: another process works there.
     """
-    record, todo = folder / RECORD, []
-    if runtime.main:
-        made_from = json.loads(json.dumps(dict(made_from), default=str))
-        names = [f"{image_id}.png" for image_id in ids]
-        there = {path.name for path in folder.glob("[!.]*.png")}
-        replaced = there.intersection(names) if overwrite else set()
-        staying = there - replaced
-        before = json.loads(record.read_text()) if record.exists() else {}
-        changed = sorted(name for name in made_from.keys() | before.keys()
-                         if made_from.get(name) != before.get(name))
-        if staying and changed:
-            raise UserError(f"{folder} holds {len(staying)} files made with other "
-                            f"{', '.join(changed)}: use another --output-dir"
-                            + ("" if overwrite else ", or --overwrite"))
-        for name in replaced:
-            (folder / name).unlink()
-        write_json(record, made_from)
-        todo = [i for i, name in enumerate(names) if name not in staying]
-        if len(todo) < len(ids):
-            log.info("%d of %d are there already", len(ids) - len(todo), len(ids))
-    return runtime.gather(todo)[0]
+    _session.locks.append(hold_path(folder / LOCK, str(folder)))
 
 
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a file.
+def hold_path(path: Path, what: str) -> "FileLock":
+    """A held lock on the file `path`, to be released; it falls away when this process dies.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: another process holds it; the message says which, and that `what` is in use.
     """
+    from filelock import FileLock, Timeout
+
+    held = FileLock(path, timeout=0)
     try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() \
-                if hasattr(hashlib, "file_digest") else _sha256(file)
+        held.acquire()
+    except Timeout:
+        try:
+            who = path.with_suffix(".holder").read_text(encoding="utf-8").strip()
+        except OSError:
+            who = "another process"
+        raise UserError(f"{what}: in use by {who}; wait for it, end it, or use another folder"
+                        ) from None
     except OSError as error:
-        raise UserError(f"checkpoint {path}: {error.strerror}") from error
+        raise UserError(f"{what}: cannot be locked ({error.strerror or error})") from error
+    since = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
+    path.with_suffix(".holder").write_text(
+        f"process {os.getpid()} on {socket.gethostname()} since {since}\n", encoding="utf-8")
+    return held
 
 
-def _sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    for block in iter(lambda: file.read(1 << 20), b""):
-        digest.update(block)
-    return digest.hexdigest()
+def free(held: "FileLock") -> None:
+    """Release a lock of `hold_path`; its files go while it is still held."""
+    path = Path(held.lock_file)
+    for leftover in (path.with_suffix(".holder"), path):
+        leftover.unlink(missing_ok=True)
+    held.release()
 
 
-def report_failures(errors: Iterable[str], total: int, runtime: runtimes.Runtime) -> None:
+def report_failures(errors: Iterable[str], total: int, runtime: "Runtime") -> None:
     """End a labelling stage in which some images failed.
 
     Raises:

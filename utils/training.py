@@ -1,25 +1,51 @@
-"""What the two trainings on image-level labels share, from initial weights to metrics file."""
+"""A training as it stands: what is trained, how far it has come, and its checkpoints.
+
+In: model, optimizer, schedule and the record of what they are trained from. Out, in one folder:
+last.pth after every epoch, best.pth on improvement, metrics.json, provenance.json, TensorBoard.
+"""
 
 import argparse
 import logging
-from collections.abc import Callable
-from functools import partial
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.lr_scheduler import MultiStepLR
-from torch.utils.data import Dataset
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
-from labelling.validation import pseudo_label_scores
-from utils.checkpoint import TrainingFolder, read
-from utils.engine import Batch, fit, named_groups
+from utils import checkpoint, outputs, provenance
+from utils.engine import MEND
 from utils.files import UserError, write_json
+from utils.loading import DeviceBatches
 from utils.logging import ScalarWriter
-from utils.runtime import Runtime, inference_loader, training_loader
-from utils.stage import shaping_options
+from utils.runtime import Runtime
 
 log = logging.getLogger("drs")
+
+
+def named_groups(groups: Mapping[str, list[nn.Parameter]], lr: float, factors: Mapping[str, float],
+                 weight_decay: float | Mapping[str, float] = 0.0) -> list[dict[str, Any]]:
+    """Optimizer groups from named parameters; count and learning rate of each are logged.
+
+    Args:
+        groups: name -> parameters, every trainable parameter in exactly one.
+        lr: base learning rate.
+        factors: name -> factor on `lr`.
+        weight_decay: of all, or by name.
+    """
+    result = []
+    for name, parameters in groups.items():
+        decay = weight_decay[name] if isinstance(weight_decay, Mapping) else weight_decay
+        result.append({"name": name, "params": parameters, "lr": lr * factors[name],
+                       "weight_decay": decay})
+        log.info("parameters %-14s %3d tensors %11s elements  lr %g  weight decay %g", name,
+                 len(parameters), f"{sum(p.numel() for p in parameters):,}", lr * factors[name],
+                 decay)
+    return result
 
 
 def init_trunk(model: Any, source: str) -> None:
@@ -36,55 +62,173 @@ def init_trunk(model: Any, source: str) -> None:
             model.load_imagenet()
         except (OSError, RuntimeError) as error:  # no network, or a broken download
             raise UserError(
-                f"--init imagenet: torchvision's VGG-16 weights cannot be loaded ({error}); "
+                f"--init imagenet: torchvision's ImageNet weights cannot be loaded ({error}); "
                 "download vgg16-397923af.pth into ~/.cache/torch/hub/checkpoints/, or use "
                 "--init none or --init FILE") from error
-        log.info("initial weights: torchvision's ImageNet VGG-16")
+        log.info("initial weights: torchvision's, trained on ImageNet")
         return
     try:
-        names = model.load_trunk(read(source).state)
+        names = model.load_trunk(checkpoint.read(source).state)
     except ValueError as error:
         raise UserError(f"--init {source}: {error}") from error
     log.info("initial weights: %d trunk tensors of %s; head and DRS at random", len(names), source)
 
 
-def train_network(args: argparse.Namespace, runtime: Runtime, model: Any, classes: list[str],
-                  optimizer_type: Callable[..., torch.optim.Optimizer],
-                  lr_factors: dict[str, float], loss_fn: Callable[[nn.Module, Batch], Tensor],
-                  train_set: Dataset, val_set: Dataset | None, collate: Callable) -> None:
-    """Train `model` into `args.output_dir`: last.pth, best.pth, metrics.json, TensorBoard.
+def training_record(args: argparse.Namespace, root: Any, entries: Sequence[Any], runtime: Runtime
+                    ) -> provenance.Record:
+    """What a training with these options, data set and entries of a list is made from."""
+    record = outputs.made_from(args, root, entries, runtime.precision)
+    if args.init in ("imagenet", "none"):
+        record.inputs["initial weights"] = args.init
+    else:
+        record.add_file("initial weights", Path(args.init))
+    if getattr(args, "maps_dir", None) is not None:
+        provenance.upstream(record, "localization maps", args.maps_dir,
+                            [entry.id for entry in entries])
+    return record
+
+
+class Training:
+    """The state of a training, between epochs.
 
     Args:
-        model: has `parameter_groups`, `load_trunk`, `localization_maps` and `config`.
-        optimizer_type: parameter groups -> optimizer.
-        lr_factors: name of a parameter group -> factor on --lr.
-        val_set: images with masks that choose the best checkpoint; None: the last is the best.
+        folder: where the checkpoints lie.
+        model: the bare network, with `config`; not its distributed or compiled form.
+        optimizer, scheduler: whose state belongs to the checkpoint.
+        record: what the network is trained from; going on with anything else is refused.
+        runtime: device and processes.
+        keep_best: whether the epoch with the best score is kept as best.pth.
+        unit: what an epoch is called in the log.
     """
-    store = TrainingFolder(args.output_dir, model.config, classes, shaping_options(args))
-    if runtime.main:
-        store.prepare(args.overwrite)
-    runtime.barrier()
-    if not store.last.exists():
-        init_trunk(model, args.init)
-    model = runtime.place(model)
-    optimizer = optimizer_type(named_groups(model.parameter_groups(), args.lr, lr_factors,
-                                            weight_decay=args.weight_decay), lr=args.lr)
-    scheduler = MultiStepLR(optimizer, [epoch - 1 for epoch in args.milestones])
-    loader = training_loader(train_set, args.batch_size, runtime, args.seed, args.num_workers,
-                             collate)
-    validate = None
-    if val_set is not None:
-        val_loader = inference_loader(val_set, range(len(val_set)), args.batch_size, runtime,
-                                      args.num_workers, collate)
-        validate = partial(pseudo_label_scores, model, val_loader, runtime,
-                           num_classes=len(classes), alpha=args.alpha,
-                           background_score=args.background_score)
-    log.info("training on %d images, %s", len(train_set),
-             f"validating on {len(val_set)}" if val_set is not None
-             else "no validation: the last checkpoint is kept")
-    writer = ScalarWriter(args.output_dir / "tensorboard", runtime.main)
-    history = fit(model, runtime.distribute(model), loader, loss_fn, optimizer, scheduler,
-                  runtime, store, epochs=args.epochs, validate=validate, writer=writer)
-    writer.close()
-    if runtime.main:
-        write_json(args.output_dir / "metrics.json", history)
+
+    def __init__(self, folder: Path, model: nn.Module, optimizer: Optimizer,
+                 scheduler: LRScheduler, record: provenance.Record, runtime: Runtime,
+                 keep_best: bool = True, unit: str = "epoch") -> None:
+        self.folder, self.last, self.best = folder, folder / "last.pth", folder / "best.pth"
+        self.final = folder / "checkpoint_final.pth"
+        self.model, self.optimizer, self.scheduler = model, optimizer, scheduler
+        self.record, self.runtime, self.keep_best = record, runtime, keep_best
+        self.unit = unit
+        self.scaler = runtime.scaler()
+        self.history: list[dict[str, float]] = []
+        self.best_score, self.step = -math.inf, 0
+        self._start, self._writer = time.monotonic(), None
+
+    def resume(self, overwrite: bool = False) -> bool:
+        """Go on from last.pth; False where there is none, or where it is to be replaced.
+
+        Nothing is deleted to start over: the old checkpoints go when the first new one comes.
+
+        Raises:
+            UserError: last.pth is damaged, or was trained from something else.
+        """
+        self.record.announce()
+        if overwrite or not self.last.exists():
+            return False
+        state = checkpoint.read(self.last)
+        theirs = provenance.Record.of(state.rest.get("made_from"), self.last)
+        changed = theirs.differences(self.record) + theirs.list_differences(self.record)
+        if changed:
+            raise UserError(f"{self.last} was trained from something else: {'; '.join(changed)}: "
+                            "use the same, another --output-dir, or --overwrite")
+        try:
+            self.model.load_state_dict(state.state)
+            self.optimizer.load_state_dict(state.rest["optimizer"])
+            if state.rest["scheduler"].keys() != self.scheduler.state_dict().keys():
+                raise ValueError("it is of another schedule")
+            self.scheduler.load_state_dict(state.rest["scheduler"])
+            if state.rest["scaler"]:  # empty where the run before did not train in fp16
+                self.scaler.load_state_dict(state.rest["scaler"])
+            self.history = [{str(k): float(v) for k, v in row.items()}
+                            for row in state.rest["history"]]
+            self.step, score = int(state.rest["step"]), state.rest["best_score"]
+            self.best_score = -math.inf if score is None else float(score)
+        except Exception as error:  # whatever damage there is: torch and we raise many types
+            raise UserError(f"checkpoint {self.last}: damaged, training cannot go on from it "
+                            f"({type(error).__name__}: {error}); use --overwrite to start over"
+                            .replace("\n", " ")) from error
+        return True
+
+    def epochs(self, total: int) -> Iterator[int]:
+        """The epochs that are left of `total`, counted from 1."""
+        done = len(self.history)
+        if done:
+            log.info("going on after %s %d of %d", self.unit, done, total)
+        if done >= total:
+            log.info("nothing to do: all %d are done", total)
+        self._writer = ScalarWriter(self.folder / "tensorboard", self.runtime.main)
+        try:
+            for epoch in range(done + 1, total + 1):
+                self._start = time.monotonic()
+                yield epoch
+        finally:
+            self._writer.close()
+
+    def dry_run(self, batches: DeviceBatches, total: int) -> None:
+        """Draw one batch, and say what the training would do."""
+        next(iter(batches))
+        log.info("dry run: would train %d of %d %ss, %d batches each, from %s, into %s",
+                 max(0, total - len(self.history)), total, self.unit, len(batches),
+                 f"{self.unit} {len(self.history)} of {self.last}" if self.history
+                 else "the initial weights", self.folder)
+
+    def end_epoch(self, figures: Mapping[str, float], lr: float, score: float | None = None
+                  ) -> None:
+        """Write the checkpoints and figures of an epoch that has been trained.
+
+        Args:
+            figures: what was measured: loss, steps, validation scores.
+            lr: the learning rate it was trained with.
+            score: the higher, the better; None: the last epoch counts as the best.
+
+        Raises:
+            FloatingPointError: a weight is not finite; nothing is written.
+        """
+        epoch = len(self.history) + 1
+        if not all(bool(torch.isfinite(value).all()) for value in self.model.state_dict().values()):
+            raise FloatingPointError(f"the training diverged, weights are not finite after "
+                                     f"{self.unit} {epoch}; {MEND}")
+        figures = dict(figures)
+        self.step += int(figures.pop("steps", 0))
+        row = {"epoch": epoch, **figures, "lr": lr,
+               "seconds": round(time.monotonic() - self._start, 2)}
+        improved = score is None or score > self.best_score
+        if score is not None:
+            self.best_score = max(self.best_score, score)
+        self.history.append(row)
+        if self.runtime.main:
+            self._write(improved)
+            log.info("%s %d  %s%s", self.unit, epoch,
+                     "  ".join(f"{name} {value:.4g}" for name, value in row.items()
+                               if name != "epoch"), "  (best)" if score and improved else "")
+            if self._writer is not None:
+                self._writer.add({k: v for k, v in row.items() if k != "epoch"}, epoch)
+        self.runtime.barrier()
+
+    def _write(self, improved: bool) -> None:
+        if len(self.history) == 1:  # an older training, if any, ends here and not sooner
+            for path in (self.last, self.best, self.final):
+                path.unlink(missing_ok=True)
+        content = self._content()
+        # best.pth first: whoever is interrupted in between repeats the epoch and writes it again.
+        if self.keep_best and improved:
+            checkpoint.save(self.best, content)
+        checkpoint.save(self.last, content | {
+            "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
+            "scaler": self.scaler.state_dict()})
+        write_json(self.folder / "metrics.json", self.history)
+        self.record.write(self.folder)
+
+    def _content(self) -> dict[str, Any]:
+        return {"format": checkpoint.FORMAT, "network": dict(self.model.config),
+                "classes": list(self.record.classes), "made_from": self.record.plain(),
+                "model": self.model.state_dict(), "epoch": len(self.history),
+                "step": self.step, "history": self.history,
+                "best_score": None if self.best_score == -math.inf else self.best_score}
+
+    def finish(self) -> None:
+        """Write checkpoint_final.pth: the weights of the last epoch, and what rebuilds them."""
+        if self.runtime.main:
+            checkpoint.save(self.final, self._content())
+            log.info("wrote %s", self.final)
+        self.runtime.barrier()

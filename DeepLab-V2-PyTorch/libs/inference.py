@@ -3,7 +3,6 @@
 Nothing is held for more than a few images, however long the list.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,20 +11,20 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from labelling.crf import CRFParams, crf_labels
-from utils import engine
-from utils.files import UserError, atomic_write, write_json
+from utils import engine, provenance
+from utils.files import UserError, atomic_write
+from utils.loading import DeviceBatches
 from utils.logging import progress
 from utils.runtime import Runtime
 
 Sample = dict[str, Any]
 
 
-def run_network(model: nn.Module, loader: DataLoader, runtime: Runtime, desc: str,
+def run_network(model: nn.Module, batches: DeviceBatches, runtime: Runtime, desc: str,
                 errors: list[str] | None = None) -> Iterator[tuple[Sample, Tensor]]:
-    """(sample, logits (C, h, w) float32 on the device) of each image of a loader of batch 1.
+    """(sample, logits (C, h, w) float32 on the device) of each image of batches of one.
 
     Args:
         errors: the messages of images that could not be read are added here.
@@ -33,7 +32,7 @@ def run_network(model: nn.Module, loader: DataLoader, runtime: Runtime, desc: st
     def forward(network: nn.Module, batch: engine.Batch) -> list[Tensor]:
         return list(network(batch["image"]).float()) if "image" in batch else []
 
-    for batch, results in engine.predict(model, loader, runtime, forward, desc):
+    for batch, results in engine.predict(model, batches, runtime, forward, desc):
         if errors is not None:
             errors += batch["errors"]
         for logits in results:
@@ -51,14 +50,13 @@ def class_probabilities(logits: Tensor, size: tuple[int, int]) -> Tensor:
                          align_corners=False)[0].softmax(dim=0)
 
 
-def segment(stream: Iterable[tuple[Sample, Tensor]], crf: CRFParams | None = None,
-            processes: int = 1) -> Iterator[tuple[Sample, np.ndarray]]:
+def segment(stream: Iterable[tuple[Sample, Tensor]], crf: CRFParams | None = None
+            ) -> Iterator[tuple[Sample, np.ndarray]]:
     """(sample, logits) -> (sample, label (H, W) uint8 at the image's size).
 
     Args:
         stream: samples have "size" and, for the CRF, "pixels".
         crf: refine the probabilities by a CRF; None: their maximum.
-        processes: of the CRF.
     """
     if crf is None:
         for sample, logits in stream:
@@ -66,8 +64,8 @@ def segment(stream: Iterable[tuple[Sample, Tensor]], crf: CRFParams | None = Non
             yield sample, label.to(torch.uint8).cpu().numpy()
     else:
         yield from crf_labels(
-            ((sample, sample["pixels"], class_probabilities(logits, sample["size"]).cpu().numpy())
-             for sample, logits in stream), processes, crf)
+            ((sample, sample["pixels"], class_probabilities(logits, sample["size"]))
+             for sample, logits in stream), crf)
 
 
 class LogitStore:
@@ -75,17 +73,19 @@ class LogitStore:
 
     Args:
         folder: where they lie.
-        origin: the fingerprint of the checkpoint they come from. It is written beside them, so
-            that the logits of another checkpoint are never taken for them.
+        made_from: what the logits come from. It is kept beside them once they are complete, so
+            that those of another checkpoint or list are never taken for them.
     """
 
-    def __init__(self, folder: Path, origin: str) -> None:
-        self.folder, self.stamp, self.origin = folder, folder / "made_by.json", origin
+    def __init__(self, folder: Path, made_from: provenance.Record) -> None:
+        options = {name: value for name, value in made_from.options.items() if name != "crf"}
+        self.folder = folder
+        self.made_from = provenance.Record(**{**made_from.plain(), "options": options})
 
     def record(self, stream: Iterable[tuple[Sample, Tensor]]) -> Iterator[tuple[Sample, Tensor]]:
         """Pass the stream on, storing its logits on the way."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.stamp.unlink(missing_ok=True)
+        (self.folder / provenance.RECORD).unlink(missing_ok=True)
         for sample, logits in stream:
             with atomic_write(self.folder / f"{sample['id']}.npz") as tmp:
                 np.savez_compressed(tmp, logits=logits.half().cpu().numpy())
@@ -93,26 +93,37 @@ class LogitStore:
 
     def finish(self) -> None:
         """Declare the logits complete; once, after all processes have stored theirs."""
-        write_json(self.stamp, {"checkpoint": self.origin})
+        self.made_from.write(self.folder)
 
-    def replay(self, loader: DataLoader, runtime: Runtime, desc: str
+    def replay(self, batches: DeviceBatches, runtime: Runtime, desc: str
                ) -> Iterator[tuple[Sample, Tensor]]:
-        """The stored logits of each image of a loader of batch 1.
+        """The stored logits of each image.
 
         Raises:
-            UserError: they are missing, unfinished, or those of another checkpoint.
+            UserError: they are missing, unfinished, damaged, or made from something else.
         """
         hint = "run `main.py test --save-logits` first"
-        if not self.stamp.is_file():
+        theirs = provenance.read(self.folder)
+        if theirs is None:
             raise UserError(f"{self.folder}: no complete stored logits; {hint}")
-        if json.loads(self.stamp.read_text()) != {"checkpoint": self.origin}:
-            raise UserError(f"{self.folder}: the stored logits are of another checkpoint; {hint}")
-        for batch in progress(loader, desc, enabled=runtime.main):
+        changed = theirs.differences(self.made_from) + theirs.list_differences(self.made_from)
+        if changed:
+            raise UserError(f"{self.folder}: the stored logits are made from something else "
+                            f"({'; '.join(changed)}); {hint}")
+        return self._replay(batches, runtime, desc, hint)
+
+    def _replay(self, batches: DeviceBatches, runtime: Runtime, desc: str, hint: str
+                ) -> Iterator[tuple[Sample, Tensor]]:
+        labels = len(self.made_from.classes) + 1
+        for batch in progress(batches, desc, enabled=runtime.main):
             sample = _only(batch)
             path = self.folder / f"{sample['id']}.npz"
             try:
-                with np.load(path) as arrays:
+                with np.load(path, allow_pickle=False) as arrays:
                     logits = torch.from_numpy(arrays["logits"])
-            except (OSError, KeyError, ValueError) as error:
+            except Exception as error:  # NumPy and zipfile raise a dozen types, by the damage
                 raise UserError(f"{path}: no stored logits ({error}); {hint}") from error
-            yield sample, logits
+            if (logits.dim() != 3 or len(logits) != labels or 0 in logits.shape
+                    or not logits.is_floating_point() or not logits.isfinite().all()):
+                raise UserError(f"{path}: damaged, no logits of {labels} labels; {hint}")
+            yield sample, logits.to(runtime.device)

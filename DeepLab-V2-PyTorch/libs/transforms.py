@@ -1,80 +1,111 @@
 """DeepLab's own input: BGR 0-255 minus mean; for training, a random scale, crop and flip.
 
-In and out: samples of `datasets.voc`. The root's transforms make another input (RGB in [0, 1],
-squares), so nothing here repeats them.
+In and out: samples and batches of `datasets.voc`, in two halves as in `datasets.transforms`. The
+root's transforms make another input (RGB in [0, 1], squares), so nothing here repeats them.
 Source: DRS paper, section "Experiments"; the official code's order of steps.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
+import cv2
+import numpy as np
 import torch
-import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
-from datasets.transforms import Transform
+from datasets.transforms import FLIP_SHARE, Batch, Sample, Transform, to_tensors
 from labelling.labels import IGNORE
-from libs.losses import resize_labels
 from utils.files import UserError
 
 
-def training(mean: Sequence[float], scales: Sequence[float], crop: int) -> Transform:
-    """Samples with "image" (3, crop, crop) float32, "mask" (crop, crop) int64 and "present".
+class Training(Transform):
+    """Random scale, crop and flip of image and label.
 
-    "present" (1 + C,) is the image-level label vector with the background's 1 in front. Random
-    choices are drawn from torch's default generator, which the data set seeds for each sample.
+    Args:
+        mean: of B, G and R.
+        scales: factors on both sides, one of which is drawn for each sample.
+        crop: side of the result. What is missing at the right and at the bottom is filled, with
+            the mean in the image and with 255 in the label.
     """
-    def apply(sample: dict[str, Any]) -> dict[str, Tensor]:
-        labels, mask = sample["labels"], torch.as_tensor(sample["mask"]).long()
-        highest = int(mask[mask != IGNORE].max()) if (mask != IGNORE).any() else 0
+
+    def __init__(self, mean: Sequence[float], scales: Sequence[float], crop: int) -> None:
+        self.mean, self.scales, self.crop = mean, scales, crop
+
+    def sample(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """"image" (3, crop, crop) float32 RGB in 0 .. 255, "mask" (crop, crop) uint8, labels.
+
+        The pixels of a scaled image are no whole numbers, and neither is the mean around it.
+        """
+        cv2.setNumThreads(0)  # the loading processes are many already
+        mask, labels = sample["mask"], sample["labels"]
+        highest = mask.max(where=mask != IGNORE, initial=0)
         if highest > len(labels):
             raise UserError(f"the label PNG of {sample['id']} holds label {highest}, but there "
                             f"are {len(labels)} classes and the background")
-        image, mask = augment(normalize(sample["image"], mean), mask, scales, crop)
-        return {"image": image, "mask": mask, "present": torch.cat((labels.new_ones(1), labels))}
+        image, mask = augment(np.asarray(sample["image"]), mask, self.mean[::-1], self.scales,
+                              self.crop, rng)
+        return {"id": sample["id"], "image": torch.from_numpy(image).permute(2, 0, 1),
+                "mask": torch.from_numpy(mask), "labels": labels}
 
-    return apply
+    def batch(self, batch: Batch) -> Batch:
+        """"image" (B, 3, crop, crop) float32, "mask" (B, crop, crop) int64 and "present".
+
+        "present" (B, 1 + C) is the image-level label vector with the background's 1 in front.
+        """
+        labels = batch["labels"]
+        return batch | {"image": normalize(batch["image"], self.mean), "mask": batch["mask"].long(),
+                        "present": torch.cat((torch.ones_like(labels[:, :1]), labels), dim=1)}
 
 
-def inference(mean: Sequence[float]) -> Transform:
-    """Whole images: the sample with its image normalised."""
-    return lambda sample: sample | {"image": normalize(sample["image"], mean)}
+class Inference(Transform):
+    """Whole images, normalised; mask and pixels as they are."""
+
+    def __init__(self, mean: Sequence[float]) -> None:
+        self.mean = mean
+
+    def sample(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return to_tensors(sample)
+
+    def batch(self, batch: Batch) -> Batch:
+        return batch | {"image": normalize(batch["image"], self.mean)}
 
 
-def normalize(image: Tensor, mean: Sequence[float]) -> Tensor:
-    """(3, H, W) uint8 RGB -> (3, H, W) float32 BGR minus `mean` (of B, G, R)."""
-    return torch.as_tensor(image).flip(0).float() - torch.tensor(mean)[:, None, None]
+def normalize(images: Tensor, mean: Sequence[float]) -> Tensor:
+    """(B, 3, H, W) RGB in 0 .. 255 -> float32 BGR minus `mean` (of B, G, R)."""
+    return images.flip(1).float().sub_(torch.tensor(mean, device=images.device)[:, None, None])
 
 
-def augment(image: Tensor, label: Tensor, scales: Sequence[float], crop: int
-            ) -> tuple[Tensor, Tensor]:
+def augment(image: np.ndarray, label: np.ndarray, mean: Sequence[float],
+            scales: Sequence[float], crop: int, rng: np.random.Generator
+            ) -> tuple[np.ndarray, np.ndarray]:
     """A random scale, crop and flip of image and label together.
 
+    Sizes are truncated to whole pixels and the image is interpolated as float by OpenCV, the label
+    by Pillow's nearest, as in the official code.
+
     Args:
-        image: (3, H, W) float, mean-subtracted: padding with the mean is padding with 0.
-        label: (H, W) integers; padded with 255.
-        scales: factors, one of which is drawn.
-        crop: side of the result.
+        image: (H, W, 3) uint8.
+        label: (H, W) uint8.
+        mean: what the image is filled up with, in the order of its channels.
 
     Returns:
-        image (3, crop, crop) and label (crop, crop).
+        image (crop, crop, 3) float32 and label (crop, crop) uint8.
     """
-    scale = scales[_below(len(scales))]
-    size = tuple(max(1, round(length * scale)) for length in label.shape)
-    if size != tuple(label.shape):
-        image = F.interpolate(image[None], size, mode="bilinear", align_corners=False)[0]
-        label = resize_labels(label[None], size)[0]
-    # Cut first, pad what is missing at the bottom and right afterwards: the same, on fewer pixels.
-    top, left = (_below(max(length - crop, 0) + 1) for length in size)
-    image = image[:, top:top + crop, left:left + crop]
-    label = label[top:top + crop, left:left + crop]
-    missing = (0, crop - label.shape[1], 0, crop - label.shape[0])
-    image, label = F.pad(image, missing), F.pad(label, missing, value=IGNORE)
-    if _below(2):
-        image, label = image.flip(2), label.flip(1)
-    return image, label
-
-
-def _below(limit: int) -> int:
-    """A random whole number in [0, limit)."""
-    return int(torch.randint(limit, ()))
+    scale = scales[rng.integers(len(scales))]
+    height, width = (max(1, int(length * scale)) for length in label.shape)
+    if (height, width) != label.shape:
+        image = cv2.resize(image.astype(np.float32), (width, height),
+                           interpolation=cv2.INTER_LINEAR)
+        label = np.asarray(Image.fromarray(label).resize((width, height),
+                                                         Image.Resampling.NEAREST))
+    top, left = rng.integers(0, (max(height - crop, 0) + 1, max(width - crop, 0) + 1))
+    rows, columns = slice(top, top + crop), slice(left, left + crop)
+    height, width = min(height, crop), min(width, crop)
+    cut = np.empty((crop, crop, 3), np.float32)
+    cut[:] = mean
+    cut[:height, :width] = image[rows, columns]
+    cut_label = np.full((crop, crop), IGNORE, np.uint8)
+    cut_label[:height, :width] = label[rows, columns]
+    if rng.random() < FLIP_SHARE:
+        cut, cut_label = cut[:, ::-1].copy(), cut_label[:, ::-1].copy()
+    return cut, cut_label

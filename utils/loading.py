@@ -1,0 +1,139 @@
+"""The order of the images, and the loaders that bring them to the device.
+
+Every random choice in training is a function of (seed, epoch, image), drawn where the sample is
+made. So the result depends neither on the number of processes or workers nor on interruptions.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from utils.files import UserError
+from utils.runtime import Runtime
+
+log = logging.getLogger("drs")
+Batch = dict[str, Any]
+
+
+class ShuffledBatches(Sampler[list[tuple[int, int]]]):
+    """Batches from an endless row of shuffles; yields lists of (epoch, index), this rank's share.
+
+    Batch n holds positions n * batch_size and on. Each shuffle depends on (seed, its number) only,
+    and its number travels with the index, so that workers can seed each sample by it.
+
+    Args:
+        length: images in the data set.
+        batch_size: global batch; each of `world` processes takes its contiguous share.
+        seed: of the shuffles.
+        stretch: batches until the loop pauses (to save, to validate). None: one pass over the
+            images, whose incomplete last batch is dropped, so that every pass is a new shuffle.
+        total: batches in all; the last stretch may be shorter. None: no end.
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, rank: int = 0, world: int = 1,
+                 stretch: int | None = None, total: int | None = None) -> None:
+        self.used = length if stretch else length // batch_size * batch_size  # of each shuffle
+        self.length, self.batch_size, self.seed, self.total = length, batch_size, seed, total
+        self.stretch = stretch or length // batch_size
+        share = batch_size // world
+        self.share = slice(rank * share, (rank + 1) * share)
+        self.set_epoch(1)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Select the stretch, counted from 1, that is iterated over next."""
+        first, last = (epoch - 1) * self.stretch, epoch * self.stretch
+        self.batches = range(first, last if self.total is None else min(last, self.total))
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        shuffled, order = -1, np.empty(0, dtype=np.int64)
+        for batch in self.batches:
+            keys = []
+            for position in range(batch * self.batch_size, (batch + 1) * self.batch_size):
+                number, place = divmod(position, self.used)
+                if number != shuffled:
+                    shuffled = number
+                    order = np.random.default_rng((self.seed, number)).permutation(self.length)
+                keys.append((number, int(order[place])))
+            yield keys[self.share]
+
+
+class DeviceBatches:
+    """A loader whose batches arrive on the device, prepared by the data set's transform."""
+
+    def __init__(self, loader: DataLoader, runtime: Runtime) -> None:
+        self.loader, self.device = loader, runtime.device
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Select the epoch of a training loader."""
+        self.loader.batch_sampler.set_epoch(epoch)
+
+    def dry_run(self, todo: int, folder: Path) -> None:
+        """Draw one batch, and say what a labelling stage would do."""
+        for _ in self:
+            break
+        log.info("dry run: would write %d images in %d batches to %s", todo, len(self), folder)
+
+    def __iter__(self) -> Iterator[Batch]:
+        transform: Any = self.loader.dataset.transform
+        for batch in self.loader:
+            batch = {name: value.to(self.device, non_blocking=True)
+                     if isinstance(value, torch.Tensor) else value
+                     for name, value in batch.items()}
+            # Without "image", every image of the batch was unreadable.
+            yield transform.batch(batch) if "image" in batch else batch
+
+
+def training_batches(dataset: Dataset, batch_size: int, runtime: Runtime, seed: int,
+                     num_workers: int | None, collate: Callable, stretch: int | None = None,
+                     total: int | None = None) -> DeviceBatches:
+    """Shuffled batches without end; see `ShuffledBatches`.
+
+    Raises:
+        UserError: there are fewer images than a batch holds, or the batch cannot be divided among
+            the processes.
+    """
+    if len(dataset) < batch_size and not stretch:
+        raise UserError(f"--batch-size {batch_size} is larger than the list "
+                        f"({len(dataset)} images): make it smaller or add images")
+    if batch_size % runtime.world:
+        raise UserError(f"a global batch of {batch_size} cannot be divided among {runtime.world} "
+                        "processes")
+    order = ShuffledBatches(len(dataset), batch_size, seed, runtime.rank, runtime.world,
+                            stretch, total)
+    return _batches(dataset, order, runtime, num_workers, collate, persistent=True)
+
+
+def inference_batches(dataset: Dataset, todo: Sequence[int], batch_size: int, runtime: Runtime,
+                      num_workers: int | None, collate: Callable) -> DeviceBatches:
+    """The images `todo` (indices) in batches, every batch on exactly one process.
+
+    The batches are cut from the whole data set, and one that holds any image to do is done whole:
+    the company that an image keeps, which its last digit may depend on, is always the same.
+    """
+    wanted = set(todo)
+    batches = [list(range(start, min(start + batch_size, len(dataset))))
+               for start in range(0, len(dataset), batch_size)]
+    mine = [batch for batch in batches if not wanted.isdisjoint(batch)]
+    return _batches(dataset, mine[runtime.rank::runtime.world], runtime, num_workers, collate)
+
+
+def _batches(dataset: Dataset, order: Any, runtime: Runtime, num_workers: int | None,
+             collate: Callable, persistent: bool = False) -> DeviceBatches:
+    if num_workers is None:
+        num_workers = min(runtime.cores, len(order))
+        log.info("%d data loading processes (--num-workers)", num_workers)
+    loader = DataLoader(dataset, batch_sampler=order, num_workers=num_workers, collate_fn=collate,
+                        pin_memory=runtime.device.type == "cuda",
+                        persistent_workers=persistent and num_workers > 0)
+    return DeviceBatches(loader, runtime)

@@ -1,0 +1,49 @@
+"""Work shared out to processes that never outlive the one that started them."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import TypeVar
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+CHUNK = 16  # items handed to a process at once
+
+
+def map_in_processes(function: Callable[[Item], Result], items: Iterable[Item], processes: int
+                     ) -> Iterator[Result]:
+    """`map` over a pool of processes, results in the order of `items`; in this one if 0 or 1.
+
+    Args:
+        function: importable, so that it also works where processes are spawned.
+    """
+    if processes <= 1:
+        yield from map(function, items)
+        return
+    pool = ProcessPoolExecutor(processes, initializer=_begin_worker)
+    try:
+        yield from pool.map(function, items, chunksize=CHUNK)
+    finally:  # after Ctrl-C, too: what has not begun never will
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it, even if it was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    try:
+        import cv2
+
+        cv2.setNumThreads(1)
+    except ImportError:
+        pass
+
+
+def _end_with(parent: "multiprocessing.process.BaseProcess") -> None:
+    parent.join()
+    os._exit(1)
