@@ -23,6 +23,7 @@ from utils.files import UserError
 from utils.folders import whole_folder
 from utils.logging import get_logger, progress
 from utils.options import positive_int
+from utils.stage import launch
 
 if TYPE_CHECKING:  # they import torch, which takes seconds: not for --help
     import numpy as np
@@ -244,7 +245,4 @@ def unpacked(path: Path, scratch: Path) -> Iterator[Path]:
 
 
 if __name__ == "__main__":
-    arguments = parse()
-    from utils.stage import launch
-
-    launch(main, arguments)
+    launch(main, parse())
