@@ -19,9 +19,9 @@ from PIL import Image, UnidentifiedImageError
 from labelling.export import Writer
 from labelling.labels import IGNORE, colorize
 from labelling.regions import regions
-from labelling.visualize import save_image
 from utils.files import UserError
 from utils.logging import get_logger
+from utils.writing import save_png
 
 log = get_logger()
 BACKGROUND, IGNORED = "background", "ignored"
@@ -76,7 +76,7 @@ class CvatWriter(Writer):
             objects = np.searchsorted(numbers, label).astype(np.uint8)
         for place, picture in ((MASKS, label), (OBJECTS, objects)):
             name = f"{place}/{image_id}.png"
-            save_image(self.new_file(name), colorize(picture))
+            save_png(self.new_file(name), Image.fromarray(colorize(picture)))
             self.zip.write(self.folder / name, name)
         self.ids.write(f"{image_id}\n")
 

@@ -11,11 +11,15 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 
 from utils.extras import require
 from utils.files import UserError
+from utils.logging import get_logger
 
+log = get_logger()
+GPU_PROVIDER = "CUDAExecutionProvider"  # onnxruntime's name for it
 ELEMENT_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 FLAT = 1e-6  # a map whose values differ by less has no foreground to stretch
 
@@ -41,6 +45,16 @@ class Recipe:
     by_maximum: bool
     stretch: bool
 
+    def scaled(self, images: np.ndarray) -> np.ndarray:
+        """(B, C, H, W) uint8 -> float32 as the network was trained on; C is 3, or 1 for grey."""
+        highest = np.maximum(images.max(axis=(1, 2, 3), keepdims=True), 1) \
+            if self.by_maximum else 255
+        mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in
+                     (self.mean, self.std))
+        if images.shape[1] == 1:
+            mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
+        return (images.astype(np.float32) / highest - mean) / std
+
 
 # u2net: U-2-Net (Qin et al., 2020), data_loader.py (ToTensorLab) and u2net_test.py (normPRED) of
 # github.com/xuebinqin/U-2-Net. isnet: IS-Net (Qin et al., 2022), Inference.py of
@@ -53,29 +67,27 @@ RECIPES = {
 }
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """A photo -> the network's input; needs no onnxruntime, so that loading processes can do it.
+class Resizing:
+    """The two halves of a transform (`datasets.transforms`): a photo of the network's input size.
 
-    Attributes:
-        recipe: scale, mean and std.
+    Args:
         size: (height, width) of the input in pixels.
         channels: 3 for RGB, or 1 for grey.
     """
 
-    recipe: Recipe
-    size: tuple[int, int]
-    channels: int
+    def __init__(self, size: tuple[int, int], channels: int) -> None:
+        self.size, self.channels = size, channels
 
-    def __call__(self, image: Image.Image) -> np.ndarray:
-        """An RGB image of any size -> (channels, height, width) float32."""
-        image = image.convert("L" if self.channels == 1 else "RGB")
+    def sample(self, sample: dict[str, Any], _: Any) -> dict[str, Any]:
+        """The sample with "image", a Pillow image, as (channels, height, width) uint8."""
+        image = sample["image"].convert("L" if self.channels == 1 else "RGB")
         image = image.resize(self.size[::-1], Image.Resampling.BILINEAR)
-        pixels = np.asarray(image, np.float32).reshape(*self.size, self.channels)
-        pixels = pixels / (max(float(pixels.max()), 1.0) if self.recipe.by_maximum else 255.0)
-        mean, std = (np.array(values, np.float32) if self.channels == 3 else np.float32(
-            np.mean(values)) for values in (self.recipe.mean, self.recipe.std))
-        return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
+        pixels = np.array(image).reshape(*self.size, self.channels)
+        return sample | {"image": torch.from_numpy(pixels).permute(2, 0, 1)}
+
+    def batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch as it is: the network scales its input itself."""
+        return batch
 
 
 class SaliencyNetwork:
@@ -106,8 +118,8 @@ class SaliencyNetwork:
             raise UserError(f"{path}: its input is {inputs[0].type}, not float")
         self.dtype = ELEMENT_TYPES[inputs[0].type]
         self.batch, channels, size = self._input_shape(inputs[0].shape, side)
-        self.prepare = Preparation(recipe, size, channels)
-        self._run(np.zeros((self.batch or 1, channels, *size), np.float32))
+        self.transform = Resizing(size, channels)
+        self(np.zeros((1, channels, *size), np.uint8))
 
     def _open(self, device: int | None, threads: int) -> Any:
         if not self.path.is_file():
@@ -115,10 +127,10 @@ class SaliencyNetwork:
         onnxruntime: Any = require("onnxruntime", "make_saliency.py")
         providers: list[Any] = ["CPUExecutionProvider"]
         if device is not None:
-            if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+            if GPU_PROVIDER not in onnxruntime.get_available_providers():
                 raise UserError("--device cuda: this onnxruntime has no GPU support; "
                                 "pip install onnxruntime-gpu in its place, or use --device cpu")
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": device}))
+            providers.insert(0, (GPU_PROVIDER, {"device_id": device}))
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # what matters comes as an exception
@@ -144,7 +156,7 @@ class SaliencyNetwork:
 
     def _run(self, images: np.ndarray) -> np.ndarray:
         try:
-            maps, = self.session.run([self.output], {self.input: images.astype(self.dtype)})
+            maps, = self.session.run([self.output], {self.input: images})
         except Exception as error:
             raise UserError(f"{self.path}: cannot be run on {images.shape[2]}x{images.shape[3]} "
                             f"pixels ({_first_line(error)}); another --input-size?") from error
@@ -157,10 +169,10 @@ class SaliencyNetwork:
         return maps.astype(np.float32)
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """Saliency of prepared photos.
+        """Saliency of photos.
 
         Args:
-            images: (B, channels, height, width) float32, from `prepare`.
+            images: (B, channels, height, width) uint8, made by `transform`.
 
         Returns:
             (B, h, w) float32 in [0, 1]; h and w are the network's own.
@@ -168,6 +180,7 @@ class SaliencyNetwork:
         Raises:
             UserError: the network fails or returns something else.
         """
+        images = self.recipe.scaled(images).astype(self.dtype)
         if self.batch is None:
             maps = self._run(images)
         else:
@@ -208,6 +221,19 @@ def model_file(model: str, folder: Path, like: str) -> tuple[Path, Recipe]:
     if not path.is_file():
         raise UserError(f"--model {model}: neither {' nor '.join(RECIPES)} nor a file")
     return path, RECIPES[like]
+
+
+def wants_gpu(device: str) -> bool:
+    """Whether onnxruntime is to use a GPU that is there: `device` is "cuda", or it can.
+
+    Raises:
+        UserError: onnxruntime is not installed.
+    """
+    able = GPU_PROVIDER in require("onnxruntime", "make_saliency.py").get_available_providers()
+    if device == "auto" and not able:
+        log.warning("onnxruntime has no GPU support: the CPU is used (pip install onnxruntime-gpu "
+                    "in its place)")
+    return device == "cuda" or able
 
 
 def _first_line(error: BaseException) -> str:

@@ -253,6 +253,22 @@ def test_a_list_chooses_the_images(data, tmp_path):
     assert {path.stem for path in (out / "JPEGImages").iterdir()} == {"beach day", "turned"}
 
 
+def train_deeplab(output: Path, *settings: str) -> None:
+    """A DeepLab of hardly any layers, for two steps, at a batch of two."""
+    run_script("DeepLab-V2-PyTorch/main.py", "train", "-c", "DeepLab-V2-PyTorch/configs/voc12.yaml",
+               f"EXP.OUTPUT_DIR={output}", "EXP.ID=test", "MODEL.INIT_MODEL=none",
+               "MODEL.WIDTH=0.0625", "MODEL.BLOCKS=[1,1,1,1]", "SOLVER.ITER_MAX=2",
+               "SOLVER.BATCH_SIZE=2", "IMAGE.CROP=33", "RUN.NUM_WORKERS=0", "RUN.DEVICE=cpu",
+               *settings)
+    assert list(output.rglob("checkpoint_final.pth"))
+
+
+def test_deeplab_trains_on_an_export_in_voc_layout(data, tmp_path):
+    out = export(data, tmp_path / "out", "voc")
+    train_deeplab(tmp_path / "deeplab", f"DATASET.ROOT={out}",
+                  f"DATASET.LABEL_DIR={out / 'SegmentationClass'}")
+
+
 # Where it is written
 
 def test_output_of_others_is_kept_and_ours_replaced(data, tmp_path):
@@ -372,6 +388,15 @@ def test_corrected_labels_come_back(data, tmp_path, pack):
     for entry in entries:
         assert {c + 1 for c in entry.labels} == set(
             np.unique(data[1][entry.id]).tolist()) - {0, IGNORE}
+
+
+def test_deeplab_trains_on_corrected_labels(data, tmp_path):
+    source = cvat_folder(tmp_path / "task", data[1], list(data[1]))
+    out = tmp_path / "corrected"
+    run_stage("export_labels", "--data-root", data[0] / "photos", "--import-cvat", source,
+              "--output-dir", out)
+    train_deeplab(tmp_path / "deeplab", f"DATASET.ROOT={data[0] / 'photos'}",
+                  f"DATASET.LABEL_DIR={out}", f"SPLIT.TRAIN={out / 'list.txt'}")
 
 
 def test_our_own_export_comes_back_as_it_was(data, tmp_path):

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper  # noqa: E402
 
 import make_saliency  # noqa: E402
 from datasets.images import read_companion, read_image  # noqa: E402
-from labelling.saliency import RECIPES, Preparation, SaliencyNetwork, to_photo  # noqa: E402
+from labelling.saliency import RECIPES, Resizing, SaliencyNetwork, to_photo  # noqa: E402
 
 OPSET, IR_VERSION = 17, 8  # what every onnxruntime of the last years reads
 
@@ -95,17 +95,20 @@ def test_maps_lie_on_the_upright_photos(photos, tmp_path):
 
 def test_finished_photos_are_skipped_and_other_networks_told_apart(photos, tmp_path):
     red = network(tmp_path / "red.onnx", ("n", 3, 16, 16))
-    make(photos, red)
+    make(photos, red, "--batch-size", 1)
     folder = tmp_path / "run" / "saliency"
     before = {path: path.stat().st_mtime_ns for path in folder.glob("[!.]*.png")}
     gone = folder / "grey.png"
     gone.unlink()
-    make(photos, red)
+    make(photos, red, "--batch-size", 1)
     after = {path: path.stat().st_mtime_ns for path in before}
     redone = {path for path in before if before[path] != after[path]}
     assert gone in redone and len(redone) <= 2  # a batch is done whole
     other = network(tmp_path / "other.onnx", ("n", 3, 16, 16), output="sigmoid")
     assert "network" in error(photos, other)
+    make(photos, other, "--dry-run", "--overwrite")
+    assert gone.stat().st_mtime_ns == after[gone]
+    (photos / "train_aug.txt").write_text("grey 0\n")  # labels are none of its business
     make(photos, other, "--overwrite")
     assert all(path.stat().st_mtime_ns != after[path] for path in before)
 
@@ -113,45 +116,47 @@ def test_finished_photos_are_skipped_and_other_networks_told_apart(photos, tmp_p
 @pytest.mark.parametrize("batch", ["n", 1, 3])
 def test_batches_do_not_change_a_map(tmp_path, batch):
     found = SaliencyNetwork(network(tmp_path / "net.onnx", (batch, 3, 8, 8)), RECIPES["u2net"])
-    images = np.random.default_rng(0).normal(size=(5, 3, 8, 8)).astype(np.float32)
+    images = np.random.default_rng(0).integers(0, 256, (5, 3, 8, 8)).astype(np.uint8)
     together = found(images)
     assert together.shape == (5, 8, 8)
     for image, expected in zip(images, together, strict=True):
         np.testing.assert_array_equal(found(image[None])[0], expected)
-        red = image[0]
-        np.testing.assert_allclose(expected, (red - red.min()) / (red.max() - red.min()), atol=1e-6)
+        red = image[0].astype(float)
+        np.testing.assert_allclose(expected, (red - red.min()) / (red.max() - red.min()), atol=1e-5)
 
 
-def test_preparation_is_the_one_of_the_table():
-    image = Image.fromarray(np.full((5, 7, 3), (10, 20, 40), np.uint8))
-    u2net = Preparation(RECIPES["u2net"], (4, 6), 3)(image)
-    assert u2net.shape == (3, 4, 6)
-    assert u2net.dtype == np.float32
-    np.testing.assert_allclose(u2net[:, 0, 0], [(0.25 - 0.485) / 0.229, (0.5 - 0.456) / 0.224,
-                                                (1.0 - 0.406) / 0.225], rtol=1e-5)
-    isnet = Preparation(RECIPES["isnet"], (4, 6), 3)(image)
-    np.testing.assert_allclose(isnet[:, 0, 0], np.array([10, 20, 40]) / 255 - 0.5, rtol=1e-5)
-    assert Preparation(RECIPES["isnet"], (4, 6), 1)(image).shape == (1, 4, 6)
-    assert np.isfinite(Preparation(RECIPES["u2net"], (4, 4), 3)(Image.new("RGB", (3, 3)))).all()
+def test_photos_are_scaled_as_the_table_says():
+    colours = np.array([10, 20, 40], np.uint8).reshape(1, 3, 1, 1)
+    np.testing.assert_allclose(
+        RECIPES["u2net"].scaled(colours).ravel(),
+        [(0.25 - 0.485) / 0.229, (0.5 - 0.456) / 0.224, (1.0 - 0.406) / 0.225], rtol=1e-5)
+    np.testing.assert_allclose(RECIPES["isnet"].scaled(colours).ravel(),
+                               np.array([10, 20, 40]) / 255 - 0.5, rtol=1e-5)
+    black = RECIPES["u2net"].scaled(np.zeros((2, 1, 3, 3), np.uint8))
+    np.testing.assert_allclose(black, -0.449 / 0.226, rtol=1e-4)
     assert (RECIPES["u2net"].side, RECIPES["isnet"].side) == (320, 1024)
     assert tuple(RECIPES) == make_saliency.MODELS
+    photo = {"image": Image.new("RGB", (5, 7), (1, 2, 3))}
+    assert Resizing((4, 6), 3).sample(photo, None)["image"].shape == (3, 4, 6)
+    assert Resizing((4, 6), 1).sample(photo, None)["image"].shape == (1, 4, 6)
 
 
 def test_a_flat_map_is_not_stretched(tmp_path):
-    found = SaliencyNetwork(network(tmp_path / "net.onnx", (1, 3, 8, 8)), RECIPES["u2net"])
-    np.testing.assert_array_equal(found(np.full((1, 3, 8, 8), 0.25, np.float32)), 0.25)
+    found = SaliencyNetwork(network(tmp_path / "net.onnx", (1, 3, 8, 8)), RECIPES["isnet"])
+    np.testing.assert_allclose(found(np.full((1, 3, 8, 8), 255, np.uint8)), 0.5)
+    np.testing.assert_allclose(found(np.zeros((1, 3, 8, 8), np.uint8)), 0)
     assert to_photo(np.full((8, 8), 0.5, np.float32), (3, 5)).tolist() == [[128] * 5] * 3
 
 
 def test_open_sizes_grey_networks_and_half_precision(photos, tmp_path):
     open_size = network(tmp_path / "open.onnx", ("n", 3, "h", "w"))
-    assert SaliencyNetwork(open_size, RECIPES["u2net"]).prepare.size == (320, 320)
+    assert SaliencyNetwork(open_size, RECIPES["u2net"]).transform.size == (320, 320)
     make(photos, open_size, "--input-size", 24)
     grey = SaliencyNetwork(network(tmp_path / "grey.onnx", ("n", 1, 8, 12)), RECIPES["isnet"])
-    assert (grey.prepare.channels, grey.prepare.size) == (1, (8, 12))
+    assert (grey.transform.channels, grey.transform.size) == (1, (8, 12))
     half = SaliencyNetwork(network(tmp_path / "half.onnx", ("n", 3, 8, 8),
                                    kind=TensorProto.FLOAT16), RECIPES["isnet"])
-    assert half(np.zeros((2, 3, 8, 8), np.float32)).dtype == np.float32
+    assert half(np.zeros((2, 3, 8, 8), np.uint8)).dtype == np.float32
 
 
 def _text(path: Path) -> Path:

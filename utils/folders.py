@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import UserError, write_json
+from utils.stage import free, hold_path
 
 MARKER = ".made_by_export.json"
 
@@ -20,9 +21,10 @@ MARKER = ".made_by_export.json"
 @contextmanager
 def whole_folder(path: Path, made_from: Mapping[str, Any], *, overwrite: bool = False,
                  inputs: Mapping[str, Path] | None = None) -> Iterator[Path]:
-    """Yield an empty temporary folder beside `path`; on success it takes the place of `path`.
+    """Yield an empty folder `.NAME.new` beside `path`; on success it takes the place of `path`.
 
-    What an earlier run of ours has put at `path` is replaced. It is there until the very end.
+    What an earlier run of ours has put at `path` is replaced, at the very end. `path` is locked
+    meanwhile.
 
     Args:
         made_from: recorded in the folder.
@@ -30,28 +32,37 @@ def whole_folder(path: Path, made_from: Mapping[str, Any], *, overwrite: bool = 
         inputs: option -> what is read meanwhile; it must not lie in `path`.
 
     Raises:
-        UserError: `path` holds files of others, or an input, or cannot be written.
+        UserError: `path` holds files of others or an input, cannot be written, or is in use.
     """
     path = path.absolute()
     target = path.resolve()  # a link to a folder stays a link
-    _check_replaceable(path, target, overwrite, inputs or {})
-    tmp, old = (target.with_name(f".{target.name}.{os.getpid()}.{kind}") for kind in ("tmp", "old"))
+    lock, new, old = (target.with_name(f".{target.name}.{kind}") for kind in ("lock", "new", "old"))
+    held = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(tmp, ignore_errors=True)
-        tmp.mkdir()
-        yield tmp
-        write_json(tmp / MARKER, dict(made_from))
+        held = hold_path(lock, str(path))
+        _recover(target, new, old)
+        _check_replaceable(path, target, overwrite, inputs or {})
+        new.mkdir()
+        yield new
+        write_json(new / MARKER, dict(made_from))
         if target.exists():
             os.rename(target, old)
-        os.rename(tmp, target)
+        os.rename(new, target)
     except OSError as error:
         raise UserError(f"--output-dir: cannot write {path}: {error.strerror or error}") from error
     finally:
-        if old.exists() and not target.exists():
-            os.rename(old, target)
-        for leftover in (tmp, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        if held is not None:
+            _recover(target, new, old)
+            free(held)
+
+
+def _recover(target: Path, new: Path, old: Path) -> None:
+    """Tidy up after a run, also one that was killed between the two renamings."""
+    if old.exists() and not target.exists():
+        os.rename(old, target)
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _check_replaceable(path: Path, target: Path, overwrite: bool, inputs: Mapping[str, Path]

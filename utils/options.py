@@ -73,12 +73,12 @@ class StageParser(argparse.ArgumentParser):
 
     Args:
         doc: the script's docstring.
-        images: default of --list.
+        images: default of --list; None: every image.
         output: name of the default output folder inside the run folder.
         batch_size: default of --batch-size; None: the stage runs no network.
     """
 
-    def __init__(self, doc: str | None, *, images: str, output: str,
+    def __init__(self, doc: str | None, *, images: str | None, output: str,
                  batch_size: int | None) -> None:
         super().__init__(description=doc, formatter_class=_Formatter)
         self.output, self.checkpoint = output, ""
