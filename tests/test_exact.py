@@ -11,17 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_recipe import golden_state
+from helpers import MACHINE, run_stage
 from PIL import Image, ImageFilter
 from torch import Tensor
 
-from datasets import transforms
-from datasets.layout import DataRoot
-from datasets.voc import VOCDataset, collate
-from labelling.labels import background_scores, fuse, read_label, save_label
-from models import build
+from labelling.labels import read_label
 from models.classifier import Classifier
 from models.refine import RefineNet
-from utils import checkpoint
 
 AGREEMENT = 0.9995  # of the pixels of every image
 WIDTH, SCALES, ALPHA = 0.25, (256, 320, 384), 0.2
@@ -101,33 +97,11 @@ def expected_label(state: State, kind: str, photo: Path, saliency: Path,
 
 # The project's
 
-def labels_by_parts(root: Path, network: Path, told: dict, folder: Path) -> None:
-    """Label PNGs by the parts that the stage is made of."""
-    data, transform = DataRoot(root), transforms.ImageOnly(320)
-    dataset = VOCDataset(data, data.entries("train_aug"), transform,
-                         saliency_dir=data.saliency_dir)
-    source = checkpoint.read(network, **told)
-    model = source.into(build(source.network)).eval().to(memory_format=torch.channels_last)
-    folder.mkdir(parents=True)
-    for start in range(0, len(dataset), 3):
-        batch = transform.batch(collate([dataset[i] for i in range(start, len(dataset))][:3]))
-        maps = model.localization_maps(batch["image"], batch["labels"], batch["size"], SCALES)
-        for i, scores in enumerate(maps):
-            background = background_scores(batch["size"][i], batch["saliency"][i], 0.0)
-            label = fuse(scores, batch["labels"][i].nonzero()[:, 0], background, alpha=ALPHA)
-            save_label(folder / f"{batch['id'][i]}.png", label)
-
-
-def labels_by_the_stage(root: Path, network: Path, told: dict, folder: Path) -> None:
-    """Label PNGs by make_pseudo_labels.py."""
-    from helpers import run_stage
-
+def make_labels(root: Path, network: Path, told: dict, folder: Path) -> None:
+    """Label PNGs by make_pseudo_labels.py, in full float32."""
     options = [part for name, value in told.items() for part in (f"--{name}", value)]
     run_stage("make_pseudo_labels", "--data-root", root, "--run-dir", folder.parent, "--output-dir",
-              folder, "--device", "cpu", "--amp", "off", "--checkpoint", network, *options)
-
-
-make_labels = labels_by_parts
+              folder, *MACHINE, "--checkpoint", network, *options)
 
 
 def photo_like(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
