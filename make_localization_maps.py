@@ -27,7 +27,7 @@ def main(args: argparse.Namespace) -> None:
     from datasets.voc import VOCDataset, collate
     from labelling.maps import save_maps, to_bytes
     from models import build
-    from utils import checkpoint, provenance
+    from utils import checkpoint, outputs
     from utils.engine import predict
     from utils.loading import inference_batches
     from utils.writing import Writers
@@ -41,9 +41,9 @@ def main(args: argparse.Namespace) -> None:
     if args.compile:
         model.class_maps = runtime.compile(model.class_maps)
 
-    record = provenance.made_from(args, root, entries, runtime.precision)
+    record = outputs.made_from(args, root, entries, runtime.precision)
     record.add_file("checkpoint", args.checkpoint)
-    todo = provenance.unfinished({args.output_dir: record}, args, runtime)
+    todo = outputs.unfinished({args.output_dir: record}, args, runtime)
     dataset = VOCDataset(root, entries, ImageOnly(args.image_size), tolerant=True)
     batches = inference_batches(dataset, todo, args.batch_size, runtime, args.num_workers, collate)
     if args.dry_run:

@@ -9,12 +9,14 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.logging import get_logger
 from utils.options import StageParser, input_sides, neutral, resolve_background
-from utils.stage import begin, hold, launch, report_failures
+from utils.stage import begin, hold, launch, note, report_failures
 
 if TYPE_CHECKING:
     from utils.provenance import Record
 
+log = get_logger()
 # Options that shape the labels, but not the maps that --save-maps writes.
 RULE = ("alpha", "background", "background_score", "ignore")
 
@@ -42,12 +44,12 @@ def main(args: argparse.Namespace) -> None:
     from labelling.crf import crf_labels, score_probabilities
     from labelling.labels import IGNORE, background_scores, fuse, save_label
     from labelling.maps import save_maps, to_bytes
+    from labelling.summary import LabelSummary
     from models import build
-    from utils import checkpoint, provenance
+    from utils import checkpoint, outputs, provenance
     from utils.engine import predict
     from utils.files import output_folder
     from utils.loading import inference_batches
-    from utils.logging import get_logger
     from utils.writing import Writers
 
     root = DataRoot(args.data_root)
@@ -55,8 +57,8 @@ def main(args: argparse.Namespace) -> None:
     entries = root.entries(args.list)
     saliency_dir = resolve_background(args, root.saliency_dir)
     if args.background != "saliency" and args.background_score < args.alpha:
-        get_logger().warning("--background-score %g has no effect: scores below --alpha %g count "
-                             "as 0; lower --alpha too", args.background_score, args.alpha)
+        log.warning("--background-score %g has no effect: scores below --alpha %g count as 0; "
+                    "lower --alpha too", args.background_score, args.alpha)
     source = checkpoint.read_network(args, root.classes)
     scales = input_sides(args)
     model = runtime.move(source.instantiate(build))
@@ -65,16 +67,16 @@ def main(args: argparse.Namespace) -> None:
 
     dataset = VOCDataset(root, entries, ImageOnly(args.image_size), saliency_dir=saliency_dir,
                          pixels=args.background == "crf", tolerant=True)
-    record = provenance.made_from(args, root, entries, runtime.precision)
+    record = outputs.made_from(args, root, entries, runtime.precision)
     record.add_file("checkpoint", args.checkpoint)
-    outputs = {args.output_dir: record}
+    folders = {args.output_dir: record}
     if args.save_maps is not None:
-        outputs[args.save_maps] = of_the_maps(record)
+        folders[args.save_maps] = of_the_maps(record)
         if runtime.main and not args.dry_run:
             hold(output_folder(args.save_maps, "--save-maps"))
     if saliency_dir is not None:
         provenance.upstream(record, "saliency", saliency_dir, [entry.id for entry in entries])
-    todo = provenance.unfinished(outputs, args, runtime)
+    todo = outputs.unfinished(folders, args, runtime)
     batches = inference_batches(dataset, todo, args.batch_size, runtime, args.num_workers, collate)
     if args.dry_run:
         return batches.dry_run(len(todo), args.output_dir)
@@ -83,9 +85,10 @@ def main(args: argparse.Namespace) -> None:
         return network.localization_maps(batch["image"], batch["labels"], batch["size"], scales)
 
     errors: list[str] = []
+    summary = LabelSummary(root.classes)
 
     def labelled(writers: Writers) -> Any:
-        """(name, label, scores, classes, image or None) of each image; the maps get written."""
+        """(name, label, classes, scores, image or None) of each image; the maps get written."""
         for batch, maps in predict(model, batches, runtime, forward, "pseudo labels"):
             errors.extend(batch["errors"])
             for i, scores in enumerate(maps):
@@ -97,22 +100,34 @@ def main(args: argparse.Namespace) -> None:
                 name = f"{batch['id'][i]}.png"
                 if args.save_maps is not None:
                     writers.submit(save_maps, args.save_maps / name, to_bytes(scores), classes)
-                yield name, label, scores, classes, batch["pixels"][i] if dataset.pixels else None
+                yield name, label, classes, scores, batch["pixels"][i] if dataset.pixels else None
 
     def sharpened(images: Any) -> Any:
         """The same with labels drawn to the borders in the image; what is ignored stays so."""
         cut = max(args.alpha, args.background_score)
         jobs = (((name, label, classes), pixels, score_probabilities(scores, cut))
-                for name, label, scores, classes, pixels in images)
+                for name, label, classes, scores, pixels in images)
         for (name, label, classes), strongest in crf_labels(jobs):
             numbers = torch.tensor([0, *(index + 1 for index in classes)], dtype=torch.uint8)
             drawn = numbers[torch.as_tensor(strongest).long().cpu()]
-            yield name, torch.where(label.cpu() == IGNORE, label.cpu(), drawn)
+            yield name, torch.where(label.cpu() == IGNORE, label.cpu(), drawn), classes
 
     with Writers() as writers:
         results = labelled(writers)
-        for name, label, *_ in sharpened(results) if args.background == "crf" else results:
-            writers.submit(save_label, args.output_dir / name, label.cpu().numpy())
+        if args.background == "crf":
+            results = sharpened(results)
+        for name, label, classes, *_ in results:
+            label = label.cpu().numpy()
+            summary.add(label, classes)
+            writers.submit(save_label, args.output_dir / name, label)
+    summary.skip("failed", len(errors))
+    summary.gather(runtime)
+    summary.skip("were there already", len(entries) - len(todo))
+    if runtime.main:
+        note(**summary.figures())
+        log.info("%s", summary.line(args.output_dir))
+        if warning := summary.warning():
+            log.warning("%s", warning)
     report_failures(errors, len(entries), runtime)
 
 

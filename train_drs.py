@@ -6,9 +6,11 @@ TensorBoard events. Start it again to go on after an interruption.
 
 import argparse
 
+from utils.logging import get_logger
 from utils.options import StageParser, positive_int, positive_unit
 from utils.stage import begin, launch
 
+log = get_logger()
 # Factors on the learning rate (paper, "Implementation Details").
 LR_FACTORS = {"trunk_weights": 1, "trunk_biases": 2, "head_weights": 10, "head_biases": 20}
 
@@ -41,6 +43,7 @@ def main(args: argparse.Namespace) -> None:
     from datasets.layout import DataRoot
     from datasets.transforms import ClassifierTraining
     from datasets.voc import VOCDataset, collate, validation_set
+    from labelling.image_scores import ImageScorer, verdict
     from labelling.validation import validate
     from models.classifier import Classifier, classification_loss
     from utils.engine import train_epoch
@@ -71,17 +74,25 @@ def main(args: argparse.Namespace) -> None:
     if args.dry_run:
         return training.dry_run(batches, args.epochs)
 
-    def loss_fn(network: torch.nn.Module, batch: dict) -> torch.Tensor:
-        return classification_loss(network(batch["image"]), batch["labels"])
-
     network = runtime.distribute(model, args.compile)
-    for epoch in training.epochs(args.epochs):
-        batches.set_epoch(epoch)
-        lr = scheduler.get_last_lr()[0]
+    for _ in training.epochs(args.epochs, batches):
+        scorer = ImageScorer(len(root.classes))
+
+        def loss_fn(network: torch.nn.Module, batch: dict,
+                    scorer: ImageScorer = scorer) -> torch.Tensor:
+            logits = network(batch["image"])
+            scorer.update(logits, batch["labels"])
+            return classification_loss(logits, batch["labels"])
+
         figures = train_epoch(network, batches, loss_fn, optimizer, training.scaler, runtime)
         scheduler.step()
-        figures |= validate(model, val_batches, args, runtime)
-        training.end_epoch(figures, lr, figures.get("miou"))
+        scorer.gather(runtime)
+        image_scores = scorer.scores()
+        figures |= image_scores.figures() | validate(model, val_batches, args, runtime)
+        training.end_epoch(figures, figures.get("miou"))
+        if len(training.history) == args.epochs:
+            log.info("on the training images, as they came:\n%s", image_scores.table(root.classes))
+            log.info("%s", verdict(image_scores, held_out=False).sentence)
 
 
 if __name__ == "__main__":

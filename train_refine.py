@@ -66,13 +66,11 @@ def main(args: argparse.Namespace) -> None:
         return refinement_loss(network(batch["image"]), batch["maps"])
 
     network = runtime.distribute(model, args.compile)
-    for epoch in training.epochs(args.epochs):
-        batches.set_epoch(epoch)
-        lr = scheduler.get_last_lr()[0]
+    for _ in training.epochs(args.epochs, batches):
         figures = train_epoch(network, batches, loss_fn, optimizer, training.scaler, runtime)
         scheduler.step()
         figures |= validate(model, val_batches, args, runtime)
-        training.end_epoch(figures, lr, figures.get("miou"))
+        training.end_epoch(figures, figures.get("miou"))
 
 
 if __name__ == "__main__":

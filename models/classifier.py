@@ -1,15 +1,33 @@
-"""The classifier (step 1): dilated VGG-16 with DRS modules, trained on image-level labels."""
+"""The classifier (step 1): class maps whose average are the logits, trained on image labels.
+
+In: images (B, 3, H, W), normalised. Out: logits (B, C); as localization maps, the class activation
+maps (CAM).
+"""
 
 import math
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.drs import activation_factory
-from models.vgg import DilatedVGG16, upsample
+from models.localization import LocalizationNetwork, init_conv, upsample
+from models.vgg import DilatedVGG16
 
 
-class Classifier(DilatedVGG16):
+class ClassifierOutput(LocalizationNetwork):
+    """Makes a network that ends in class maps a classifier."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) -> logits (B, C), the global average of the class maps."""
+        return self.class_maps(images).mean(dim=(2, 3))
+
+    def score_maps(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
+        """Class activation maps: (K, h, w) -> (K, H, W) in [0, 1), each over its own maximum."""
+        maps = upsample(F.relu(maps), size)
+        return maps / (maps.amax(dim=(1, 2), keepdim=True) + 1e-5)
+
+
+class Classifier(ClassifierOutput, DilatedVGG16):
     """VGG-16 whose ReLUs are DRS modules; logits are the global average of its class maps.
 
     Args:
@@ -25,14 +43,9 @@ class Classifier(DilatedVGG16):
         self.config |= {"network": "classifier", "drs": drs, "delta": delta}
         for conv in self.head_convs():
             fan_out = conv.kernel_size[0] * conv.kernel_size[1] * conv.out_channels
-            nn.init.normal_(conv.weight, std=math.sqrt(2 / fan_out))
-            nn.init.zeros_(conv.bias)
+            init_conv(conv, std=math.sqrt(2 / fan_out))
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) -> logits (B, C)."""
-        return self.class_maps(images).mean(dim=(2, 3))
 
-    def score_maps(self, maps: Tensor, size: tuple[int, int]) -> Tensor:
-        """Class activation maps: (K, h, w) -> (K, H, W) in [0, 1), each over its own maximum."""
-        maps = upsample(F.relu(maps), size)
-        return maps / (maps.amax(dim=(1, 2), keepdim=True) + 1e-5)
+def classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Multi-label soft margin loss: logits (B, C), labels (B, C) of 0 and 1 -> scalar float32."""
+    return F.multilabel_soft_margin_loss(logits.float(), labels)

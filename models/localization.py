@@ -87,9 +87,17 @@ class LocalizationNetwork(nn.Module):
             scaled = F.interpolate(images, (scale, scale), mode="bilinear", align_corners=False)
             maps = self.class_maps(scaled).float()
             for result, image_maps, classes in zip(results, maps, present, strict=True):
-                scores = self.score_maps(image_maps[classes], tuple(result.shape[1:]))
+                height, width = result.shape[1:]
+                scores = self.score_maps(image_maps[classes], (height, width))
                 torch.maximum(result, scores, out=result)
         return results
+
+
+def init_conv(conv: nn.Conv2d, std: float) -> None:
+    """Weights of a head: normal with `std`; bias 0."""
+    nn.init.normal_(conv.weight, std=std)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
 
 
 def upsample(maps: Tensor, size: tuple[int, int]) -> Tensor:

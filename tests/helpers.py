@@ -23,7 +23,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
 def command(script: str, *args: object, processes: int = 1) -> list[str]:
     """The command line of a script (or "-m", module), under torchrun for several processes."""
     launcher = [] if processes == 1 else [
-        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+        "-m", "utils.torchrun", "--standalone", "--nproc_per_node", str(processes)]
     return [sys.executable, *launcher, script, *map(str, args)]
 
 

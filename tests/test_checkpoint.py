@@ -16,8 +16,9 @@ from torch.optim.lr_scheduler import MultiStepLR
 from models import build
 from models.classifier import Classifier
 from models.refine import RefineNet
+from models.vgg import trunk_aliases
 from utils import checkpoint
-from utils.checkpoint import TRUNK_ALIASES, check_fit, read
+from utils.checkpoint import check_fit, read
 from utils.files import UserError
 from utils.provenance import Record
 from utils.runtime import Runtime
@@ -29,7 +30,7 @@ WIDTH = 0.0625
 def official(model: torch.nn.Module, prefix: str = "", **extra: object) -> dict:
     """What the official project saves: aliases, and figures beside the weights."""
     state = {prefix + name: value.clone() for name, value in model.state_dict().items()}
-    for alias, name in TRUNK_ALIASES.items():
+    for alias, name in trunk_aliases().items():
         for kind in ("weight", "bias"):
             state[f"{prefix}{alias}.{kind}"] = state[f"{prefix}{name}.{kind}"]
     return {"model": collections.OrderedDict(state), "optimizer": {"state": {}, "param_groups": []},
@@ -150,8 +151,8 @@ def training_of(folder: Path, model: torch.nn.Module, classes: str = "abc", imag
 def own_file(folder: Path, model: torch.nn.Module, **options: object) -> Path:
     """last.pth (and best.pth) of a training of three epochs of four steps."""
     training = training_of(folder, model, **options)
-    for _ in training.epochs(3):
-        training.end_epoch({"loss": 1.0, "steps": 4}, 0.1, 0.5)
+    for _ in range(3):
+        training.end_epoch({"loss": 1.0, "steps": 4}, 0.5)
     return training.last
 
 
@@ -163,7 +164,7 @@ def test_own_files(tmp_path):
     assert found.rest["made_from"]["options"] == {"lr": 0.1} and "optimizer" in found.rest
     assert "optimizer" not in read(tmp_path / "best.pth").rest  # not needed to use the network
     assert {path.name for path in tmp_path.iterdir()} == {
-        "last.pth", "best.pth", "metrics.json", "provenance.json", "tensorboard"}
+        "last.pth", "best.pth", "metrics.json", "provenance.json"}
 
 
 # Resume
@@ -390,7 +391,7 @@ def test_export_is_the_official_format(tmp_path, model, capsys):
     raw = torch.load(target, weights_only=True)  # nothing in it needs NumPy or us
     assert set(raw) == {"model", "optimizer", "epoch", "iter", "miou"}
     assert raw["epoch"] == 3 and raw["iter"] == 12 and raw["miou"] == 0.5
-    for alias, name in TRUNK_ALIASES.items():
+    for alias, name in trunk_aliases().items():
         assert torch.equal(raw["model"][f"{alias}.weight"], raw["model"][f"{name}.weight"])
     drs = model.config.get("drs")
     found = read(target, drs=drs, delta=0.55 if drs == "fixed" else None)

@@ -226,6 +226,21 @@ def test_an_error_in_a_loading_process_is_one_line(own_demo, tmp_path):
     assert done.stderr.rstrip().endswith(errors[0])
 
 
+@pytest.mark.slow
+def test_an_error_in_one_of_several_processes_is_one_line_and_the_last(own_demo, run, tmp_path):
+    SPOIL["truncated image"][0](own_demo)
+    for script, options in (
+            ("train_drs.py", (*TRAINING, "--val-list", "none")),
+            ("make_pseudo_labels.py", ("--checkpoint", run / "refine" / "best.pth"))):
+        done = run_script(script, "--data-root", own_demo, "--run-dir", tmp_path / "run", *MACHINE,
+                          *options, processes=2, check=False)
+        assert done.returncode == 1
+        lines = done.stderr.splitlines()
+        assert lines[-1].startswith("error: ") and "train_000000.jpg" in lines[-1]
+        assert sum(line.startswith("error") for line in lines) == 1
+        assert "Traceback" not in done.stderr and len(lines) < 40
+
+
 # Companions of the images
 
 def spoil_saliency(root: Path, array: np.ndarray | None, folder: str = "saliency_map") -> Path:

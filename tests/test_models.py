@@ -10,8 +10,9 @@ from torch import nn
 from models import build
 from models.classifier import Classifier
 from models.drs import FixedDRS, LearnableDRS, activation_factory, max_extractor, suppress
+from models.localization import upsample
 from models.refine import RefineNet, refinement_target
-from models.vgg import OUTPUT_STRIDE, upsample
+from models.vgg import OUTPUT_STRIDE
 
 NETWORKS = [Classifier(3, "learnable", width=0.0625), Classifier(3, "fixed", width=0.0625),
             Classifier(3, "none", width=0.0625, batch_norm=True), RefineNet(3, width=0.0625),

@@ -28,7 +28,8 @@ from utils import engine
 from utils.checkpoint import read
 from utils.files import UserError
 from utils.loading import DeviceBatches, ShuffledBatches
-from utils.provenance import RECORD, Record, unfinished
+from utils.outputs import unfinished
+from utils.provenance import RECORD, Record
 from utils.runtime import Runtime
 from utils.training import Training
 
@@ -190,7 +191,7 @@ def test_training_without_masks_keeps_the_last(own_demo, tmp_path):
     run_stage("train_drs", "--data-root", own_demo, "--run-dir", tmp_path, *MACHINE, *TRAINING)
     best, last = (read(tmp_path / "classifier" / name) for name in ("best.pth", "last.pth"))
     assert best.rest["epoch"] == last.rest["epoch"] == 2 and same(best.state, last.state)
-    assert set(figures(tmp_path / "classifier")[0]) == {"epoch", "loss", "lr"}
+    assert set(figures(tmp_path / "classifier")[0]) == {"epoch", "loss", "lr", "map", "f1"}
 
 
 # Labelling again
@@ -288,13 +289,11 @@ def fit(folder: Path, epochs: int, scores: list[float] | None = None, batch: int
     training = Training(folder, model, optimizer, scheduler, record(), runtime)
     training.resume()
     remaining, batches = iter(scores or []), batches_of(Figures(), batch)
-    for epoch in training.epochs(epochs):
-        batches.set_epoch(epoch)
-        lr = scheduler.get_last_lr()[0]
+    for _ in training.epochs(epochs, batches):
         row = engine.train_epoch(model, batches, squared, optimizer, training.scaler, runtime,
                                  **arguments)
         scheduler.step()
-        training.end_epoch(row, lr, next(remaining) if scores else None)
+        training.end_epoch(row, next(remaining) if scores else None)
     return model, training.history
 
 
@@ -369,7 +368,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     with torch.no_grad():
         model.weight.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="--lr"):
-        training.end_epoch({"loss": 0.1}, 0.1)
+        training.end_epoch({"loss": 0.1})
     assert {path: path.read_bytes() for path in tmp_path.glob("*.pth")} == before
 
 

@@ -8,7 +8,6 @@ to the official format, `python -m utils.checkpoint show FILE` says what a file 
 import argparse
 import errno
 import logging
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,14 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models import released
 from utils.files import UserError, atomic_write
 
 log = logging.getLogger("drs")
 FORMAT = "drs/1"
-# Official files list every trunk convolution twice: features.N.* and layerK_convJ.*.
-TRUNK_ALIASES = {f"layer{block}_conv{i}": f"features.{index}" for block, indices in enumerate(
-    ((0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)), start=1)
-    for i, index in enumerate(indices, start=1)}
 NETWORKS = ("classifier", "refine", "deeplab")
 # What may stand in the description of a network: damaged or hostile numbers must not be built.
 NETWORK_VALUES: dict[str, Callable[[Any], bool]] = {
@@ -37,7 +33,6 @@ NETWORK_VALUES: dict[str, Callable[[Any], bool]] = {
     "blocks": lambda n: type(n) is int and 1 <= n <= 1000,
     "rates": lambda n: type(n) is int and 1 <= n <= 1000,
     "scales": lambda s: type(s) in (int, float) and 0 < s <= 16}
-_ALIAS = re.compile(r"(layer[1-5]_conv[1-3])\.(weight|bias)")
 
 
 @dataclass
@@ -96,7 +91,13 @@ def read(path: str | Path, network: str | None = None, drs: str | None = None,
     weights = content.get("model", content)
     if not isinstance(weights, Mapping):
         raise UserError(f"{path}: no checkpoint: 'model' is no state dict")
-    state = clean_state(weights, path)
+    for name, value in weights.items():
+        if isinstance(value, Tensor):
+            check_tensor(str(name), value, path)
+    try:
+        state = released.clean_state(weights)
+    except ValueError as error:
+        raise UserError(f"checkpoint {path}: {error}") from error
     rest = {k: v for k, v in content.items() if k != "model"} if "model" in content else {}
     own = content.get("format") == FORMAT
     if own:
@@ -109,7 +110,11 @@ def read(path: str | Path, network: str | None = None, drs: str | None = None,
                 raise UserError(f"--{name} {asked} contradicts {path}, which records "
                                 f"{config[name]}")
         return Checkpoint(path, state, config, classes, rest, own=True)
-    return Checkpoint(path, state, _infer(state, path, network, drs, delta), None, rest)
+    try:
+        return Checkpoint(path, state, released.infer_config(state, network, drs, delta), None,
+                          rest)
+    except ValueError as error:
+        raise UserError(f"checkpoint {path}: {error}") from error
 
 
 def _damage(config: Any, classes: Any) -> str | None:
@@ -186,28 +191,6 @@ def _load(path: Path) -> dict[str, Any]:
     return content
 
 
-def clean_state(weights: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    """State dict without `module.` prefixes and without the aliases of official files."""
-    state: dict[str, Tensor] = {}
-    for name, value in weights.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"checkpoint {path}: {name!r} is no tensor: not a state dict")
-        check_tensor(name, value, path)
-        name = name.removeprefix("module.")
-        alias = _ALIAS.fullmatch(name)
-        if alias:
-            name = f"{TRUNK_ALIASES[alias[1]]}.{alias[2]}" if alias[1] in TRUNK_ALIASES else name
-            if name in state and not torch.equal(state[name], value):
-                raise UserError(f"checkpoint {path}: {alias[0]} differs from {name}, "
-                                "of which it should be an alias")
-        elif name in state and not torch.equal(state[name], value):
-            raise UserError(f"checkpoint {path}: two different tensors for {name}")
-        state[name] = value
-    if not state:
-        raise UserError(f"checkpoint {path}: holds no weights")
-    return state
-
-
 def check_tensor(name: str, value: Tensor, path: Path) -> None:
     """Check that a tensor from a file is plain numbers, all there and finite.
 
@@ -224,37 +207,6 @@ def check_tensor(name: str, value: Tensor, path: Path) -> None:
         reason = "holds values that are not finite (the training diverged?)"
     if reason:
         raise UserError(f"checkpoint {path}: refused, {name} {reason}")
-
-
-def _infer(state: dict[str, Tensor], path: Path, network: str | None, drs: str | None,
-           delta: float | None) -> dict[str, Any]:
-    if "layer1.conv1.conv.weight" in state or "base.layer1.conv1.conv.weight" in state:
-        return {"network": "deeplab"}
-    try:
-        # The widest layer tells the width best: channel counts are rounded.
-        widest, last = state["features.28.weight"], state["extra_conv4.weight"]
-        width, num_classes = widest.shape[0] / 512, last.shape[0]
-    except (KeyError, IndexError) as error:
-        found = ", ".join(list(state)[:3])
-        raise UserError(f"checkpoint {path}: of another architecture (no features.28.weight and "
-                        f"extra_conv4.weight; it begins with {found})") from error
-    config: dict[str, Any] = {"num_classes": num_classes, "width": width,
-                              "batch_norm": any("_bn" in name for name in state)}
-    learnable = any(".fc.0." in name for name in state)
-    if learnable:
-        kind, mode = "classifier", "learnable"
-    else:
-        kind = network or ("classifier" if drs else "refine")
-        mode = drs or "fixed"
-    if (network or kind) != kind or (drs or mode) != mode:
-        raise UserError(f"checkpoint {path}: holds a {kind} with {mode} DRS, not what "
-                        f"--network {network} --drs {drs} asks for")
-    if kind == "classifier":
-        if mode == "fixed" and delta is None:
-            raise UserError(f"checkpoint {path}: records no delta; give --delta "
-                            "(0.55 in the paper)")
-        config |= {"drs": mode, "delta": 0.55 if delta is None else delta}
-    return {"network": kind, **config}
 
 
 def check_fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
@@ -298,9 +250,7 @@ def export(source: Path, target: Path) -> None:
     if checkpoint.network.get("width", 1) != 1 or checkpoint.network.get("batch_norm"):
         log.warning("%s is no full-size VGG-16 without batch norm: the official code cannot "
                     "load it, this project can", source)
-    for alias, name in TRUNK_ALIASES.items():
-        for kind in ("weight", "bias"):
-            state[f"{alias}.{kind}"] = state[f"{name}.{kind}"]
+    state = released.add_aliases(state)
     rest = checkpoint.rest
     # A Python float, not a NumPy scalar: any NumPy, old or new, can read it.
     save(target, {"model": state, "optimizer": rest.get("optimizer", {}),

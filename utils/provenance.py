@@ -1,11 +1,13 @@
 """What a result was made from, so that an old or foreign one never passes for a new one.
 
 In: the options, checkpoints, folders and image-level labels that a stage reads. Out: a `Record`,
-kept as provenance.json in the stage's output folder (a training keeps it in its checkpoints, too).
+kept as provenance.json in the stage's output folder (a training keeps it in its checkpoints, too;
+`utils/outputs.py` compares).
 Files count by their contents or, images and maps of a data set, by name and size: neither copying
 nor moving a folder makes it stale. `python -m utils.provenance RUN_DIR` prints the chain of a run.
 """
 
+import argparse
 import hashlib
 import json
 import logging
@@ -212,77 +214,66 @@ def upstream(record: Record, name: str, folder: Path, ids: Sequence[str]) -> Non
         record.images[image_id][name] = f"{size} bytes{made}"
 
 
-def made_from(args: Any, root: Any, entries: Iterable[Any], precision: str) -> Record:
-    """The record of a stage with these options, data set and entries of a list.
-
-    Args:
-        args: of a `StageParser`.
-        root, entries: a `datasets.layout.DataRoot` and its entries.
-        precision: in which the network computes.
-    """
-    options = {name: getattr(args, name) for name in args.shaping} | {"precision": precision}
-    return Record(Path(sys.argv[0]).stem, options, list(root.classes), made=now(),
-                  images=image_facts(root, entries), places={"images": str(root.image_dir)})
-
-
-def image_facts(root: Any, entries: Iterable[Any]) -> dict[str, dict[str, Any]]:
-    """Image id -> its labels, where known, and the size of its file in bytes."""
-    return {entry.id: {"labels": None if entry.labels is None else list(entry.labels),
-                       "image": root.image(entry.id).stat().st_size} for entry in entries}
-
-
-def unfinished(outputs: Mapping[Path, Record], args: Any, runtime: Any) -> list[int]:
-    """The indices of the images whose ID.png is not in every output folder yet.
-
-    Each folder's record is compared with what its files would be made from now, and renewed; the
-    images are those of the first record.
-
-    Raises:
-        UserError: files that would stay in a folder were made from something else.
-    """
-    todo: set[int] = set()
-    if runtime.main:
-        next(iter(outputs.values())).announce()
-        ids = list(next(iter(outputs.values())).images)
-        for folder, record in outputs.items():
-            left = _settle(folder, record, args.overwrite, args.dry_run) if folder.is_dir() \
-                else set(ids)
-            todo |= {i for i, name in enumerate(ids) if name in left}
-        if len(todo) < len(ids):
-            log.info("%d of %d are there already", len(ids) - len(todo), len(ids))
-    return runtime.gather(sorted(todo))[0]
+def outdated(record: Record) -> list[str]:
+    """In words, what has changed since, as far as what was read is still in its place."""
+    found = []
+    for name, place in record.places.items():
+        path, ids = Path(place), list(record.images)
+        if path.is_file():
+            if file_digest(path, name) != record.inputs.get(name):
+                found.append(f"{place} has other content")
+        elif not path.is_dir():
+            found.append(f"{name}: {place} is no longer there, cannot compare")
+        elif name == "images":
+            sizes = {file.stem: file.stat().st_size for file in path.iterdir() if file.is_file()}
+            changed = [image for image in ids if image in sizes
+                       and sizes[image] != record.images[image].get("image")]
+            found += [f"{len(changed)} images in {place} have changed"] if changed else []
+        else:
+            now_there = Record("", {}, [], images={image: {} for image in ids})
+            upstream(now_there, name, path, ids)
+            if now_there.inputs.get(name) != record.inputs.get(name) or any(
+                    facts[name] != record.images[image].get(name)
+                    for image, facts in now_there.images.items()):
+                found.append(f"{place} holds other files now")
+    return found
 
 
-def renew(folder: Path, record: Record, overwrite: bool) -> None:
-    """Prepare a folder whose PNGs are all written anew, without skipping finished ones.
-
-    Raises:
-        UserError: it holds PNGs that none of our stages made, or files that would stay there were
-            made from something else.
-    """
-    if read(folder) is None and not overwrite and any(folder.glob("[!.]*.png")):
-        raise UserError(f"{folder} holds PNGs of unknown origin; use another folder, or "
-                        "--overwrite")
-    _settle(folder, record, overwrite=True, dry_run=False)
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m utils.provenance",
+        description="What was made when, from what, by which command, and what is out of date.")
+    parser.add_argument("run_dir", type=Path, help="folder of a run")
+    return parser.parse_args(argv)
 
 
-def _settle(folder: Path, record: Record, overwrite: bool, dry_run: bool) -> set[str]:
-    """The images of `record` that `folder` lacks, after its record is compared and renewed."""
-    sizes = {path.stem: path.stat().st_size for path in folder.glob("[!.]*.png")}
-    replaced = sizes.keys() & record.images.keys() if overwrite else set()
-    staying = sizes.keys() - replaced
-    if staying:
-        elsewhere = "use another --output-dir" + ("" if overwrite else ", or --overwrite")
-        before = read(folder)
-        if before is None:
-            raise UserError(f"{folder} holds {len(staying)} PNGs of unknown origin; {elsewhere}")
-        before.images = {name: value for name, value in before.images.items() if name in staying}
-        if changed := before.differences(record):
-            raise UserError(f"{folder} holds {len(staying)} files made from something else: "
-                            f"{'; '.join(changed)}; {elsewhere}")
-        record = Record(**{**record.plain(), "images": before.images | record.images})
-    if not dry_run:
-        for name in replaced:
-            (folder / f"{name}.png").unlink()
-        record.write(folder)
-    return {name for name in record.images if name not in staying or not sizes[name]}
+def main(args: argparse.Namespace) -> None:
+    """Print the chain of a run, oldest first."""
+    records = {path.parent: read(path.parent) for path in args.run_dir.rglob(RECORD)}
+    if not records:
+        raise UserError(f"{args.run_dir}: no results whose origin is recorded")
+    stale: set[str] = set()
+    for folder, record in sorted(records.items(), key=lambda item: str(
+            item[1].made.get("when") if item[1] else "")):
+        if record is None:
+            continue
+        changed = outdated(record) + [f"{place} is itself out of date" for place in
+                                      record.places.values()
+                                      if any(Path(place).resolve().is_relative_to(other)
+                                             for other in stale)]
+        if changed:
+            stale.add(str(folder.resolve()))
+        made = dict(record.made)
+        print(f"{folder}: {len(record.images)} images, made {made.pop('when', 'at some time')}\n"
+              f"    by   {' '.join(map(str, made.pop('command', ['?'])))}\n"
+              f"    with {', '.join(f'{name} {value}' for name, value in made.items())}")
+        for name, place in record.places.items():
+            print(f"    from {name}: {place} {record.inputs.get(name, '')[:12]}".rstrip())
+        print("    " + (f"OUT OF DATE: {'; '.join(changed)}" if changed else "up to date"))
+
+
+if __name__ == "__main__":
+    from utils.stage import launch
+
+    launch(main, parse())

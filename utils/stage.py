@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: not for --help
 
 log = logging.getLogger("drs")
 LOCK = ".lock"
+ERROR_FILE = "DRS_ERROR_FILE"  # environment variable, see `fail`
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -52,7 +53,9 @@ def launch(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace
     # Threads that wait by spinning slow each other down manifold where processes share cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     setup_logging()
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
+    alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    # One of several may wait in a collective, where no handler runs: it ends at once instead.
+    before = signal.signal(signal.SIGTERM, _terminate if alone else signal.SIG_DFL)
     completed = False
     try:
         stage(args)
@@ -62,9 +65,11 @@ def launch(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         message = explain(error)
+        if _another_failed_first():
+            sys.exit(1)  # a broken connection is only what this process saw of it
         if message is None:  # a fault of ours keeps its traceback
             raise
-        sys.exit(f"error: {message}")
+        fail(f"error: {message}")
     finally:
         signal.signal(signal.SIGTERM, before)
         _session.close(completed)
@@ -72,6 +77,28 @@ def launch(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace
             from utils.runtime import shutdown
 
             shutdown()
+
+
+def _terminate(*_: object) -> None:
+    sys.exit(TERMINATED)
+
+
+def _another_failed_first() -> bool:
+    return os.path.isfile(os.environ.get(ERROR_FILE, ""))
+
+
+def fail(line: str) -> None:
+    """End with an error of one line. Under `utils.torchrun` the first process to fail hands its
+    line over, to be printed once, after all else."""
+    handed_over = os.environ.get(ERROR_FILE)
+    if handed_over is None:
+        sys.exit(line)
+    try:
+        with open(handed_over, "x", encoding="utf-8") as file:
+            file.write(line)
+    except FileExistsError:
+        pass
+    sys.exit(1)
 
 
 def explain(error: BaseException) -> str | None:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from utils import checkpoint, provenance
+from utils import checkpoint, outputs, provenance
 from utils.engine import MEND
 from utils.files import UserError, write_json
 from utils.loading import DeviceBatches
@@ -77,7 +77,7 @@ def init_trunk(model: Any, source: str) -> None:
 def training_record(args: argparse.Namespace, root: Any, entries: Sequence[Any], runtime: Runtime
                     ) -> provenance.Record:
     """What a training with these options, data set and entries of a list is made from."""
-    record = provenance.made_from(args, root, entries, runtime.precision)
+    record = outputs.made_from(args, root, entries, runtime.precision)
     if args.init in ("imagenet", "none"):
         record.inputs["initial weights"] = args.init
     else:
@@ -112,7 +112,7 @@ class Training:
         self.scaler = runtime.scaler()
         self.history: list[dict[str, float]] = []
         self.best_score, self.step = -math.inf, 0
-        self._start, self._writer = time.monotonic(), None
+        self._start, self._lr, self._writer = time.monotonic(), 0.0, None
 
     def resume(self, overwrite: bool = False) -> bool:
         """Go on from last.pth; False where there is none, or where it is to be replaced.
@@ -149,8 +149,8 @@ class Training:
                             .replace("\n", " ")) from error
         return True
 
-    def epochs(self, total: int) -> Iterator[int]:
-        """The epochs that are left of `total`, counted from 1."""
+    def epochs(self, total: int, batches: DeviceBatches) -> Iterator[int]:
+        """The epochs that are left of `total`, counted from 1; `batches` are set to each."""
         done = len(self.history)
         if done:
             log.info("going on after %s %d of %d", self.unit, done, total)
@@ -159,7 +159,8 @@ class Training:
         self._writer = ScalarWriter(self.folder / "tensorboard", self.runtime.main)
         try:
             for epoch in range(done + 1, total + 1):
-                self._start = time.monotonic()
+                self._start, self._lr = time.monotonic(), self.optimizer.param_groups[0]["lr"]
+                batches.set_epoch(epoch)
                 yield epoch
         finally:
             self._writer.close()
@@ -172,13 +173,11 @@ class Training:
                  f"{self.unit} {len(self.history)} of {self.last}" if self.history
                  else "the initial weights", self.folder)
 
-    def end_epoch(self, figures: Mapping[str, float], lr: float, score: float | None = None
-                  ) -> None:
+    def end_epoch(self, figures: Mapping[str, float], score: float | None = None) -> None:
         """Write the checkpoints and figures of an epoch that has been trained.
 
         Args:
             figures: what was measured: loss, steps, validation scores.
-            lr: the learning rate it was trained with.
             score: the higher, the better; None: the last epoch counts as the best.
 
         Raises:
@@ -190,7 +189,7 @@ class Training:
                                      f"{self.unit} {epoch}; {MEND}")
         figures = dict(figures)
         self.step += int(figures.pop("steps", 0))
-        row = {"epoch": epoch, **figures, "lr": lr,
+        row = {"epoch": epoch, **figures, "lr": self._lr,
                "seconds": round(time.monotonic() - self._start, 2)}
         improved = score is None or score > self.best_score
         if score is not None:

@@ -13,7 +13,7 @@ from labelling.metrics import ConfusionMatrix
 from libs.experiment import Experiment
 from libs.inference import LogitStore, Sample, run_network, segment
 from libs.transforms import Inference
-from utils import provenance
+from utils import outputs, provenance
 from utils.files import UserError, output_folder, write_json
 from utils.loading import inference_batches
 from utils.logging import get_logger
@@ -39,7 +39,7 @@ def evaluate(args: argparse.Namespace, experiment: Experiment) -> None:
         "DeepLab-V2", {"scales": config.MODEL.SCALES, "mean": config.IMAGE.MEAN,
                        "precision": runtime.precision, "crf": crf and asdict(crf)},
         list(root.classes), {"checkpoint": provenance.file_digest(args.checkpoint)},
-        provenance.image_facts(root, entries), provenance.now(), {"images": str(root.image_dir)})
+        outputs.image_facts(root, entries), provenance.now(), {"images": str(root.image_dir)})
     store = LogitStore(experiment.folder("features", config.SPLIT.VAL) / "logits", record)
     saving = config.EVAL.SAVE_LOGITS and not with_crf
     if with_crf and args.stored_logits:
@@ -52,7 +52,7 @@ def evaluate(args: argparse.Namespace, experiment: Experiment) -> None:
         return batches.dry_run(len(entries), args.labels_dir or output)
     if args.labels_dir is not None and runtime.main:
         hold(output_folder(args.labels_dir, "--labels-dir"))
-        provenance.renew(args.labels_dir, record, args.overwrite)
+        outputs.renew(args.labels_dir, record, args.overwrite)
     runtime.barrier()
     names = ["background", *root.classes]
     matrix = score(segment(stream, crf), len(names), args.labels_dir)

@@ -10,7 +10,7 @@ from libs.data import Pictures, find_pictures
 from libs.experiment import Experiment
 from libs.inference import run_network, segment
 from libs.transforms import Inference
-from utils import provenance
+from utils import outputs, provenance
 from utils.files import output_folder
 from utils.loading import inference_batches
 from utils.stage import report_failures
@@ -28,7 +28,7 @@ def predict(args: argparse.Namespace, experiment: Experiment) -> None:
         classes or [], {"checkpoint": provenance.file_digest(args.checkpoint)},
         {path.stem: {"image": path.stat().st_size} for path in paths}, provenance.now(),
         {"images": str(args.input)})
-    todo = provenance.unfinished({args.output_dir: record}, args, runtime)
+    todo = outputs.unfinished({args.output_dir: record}, args, runtime)
     batches = inference_batches(Pictures(paths, Inference(config.IMAGE.MEAN)), todo, 1, runtime,
                                 config.RUN.NUM_WORKERS, collate)
     if args.dry_run:

@@ -18,7 +18,7 @@ from libs.init import initialise
 from libs.losses import deeplab_loss
 from libs.schedule import poly_schedule
 from libs.transforms import Training as TrainingTransform
-from utils import provenance
+from utils import outputs, provenance
 from utils.engine import Batch, train_epoch
 from utils.loading import training_batches
 from utils.logging import get_logger
@@ -66,13 +66,11 @@ def train(args: argparse.Namespace, experiment: Experiment) -> None:
         return training.dry_run(batches, stretches)
 
     network = runtime.distribute(model, config.RUN.COMPILE)
-    for stretch in training.epochs(stretches):
-        batches.set_epoch(stretch)
-        lr = scheduler.get_last_lr()[0]
+    for _ in training.epochs(stretches, batches):
         figures = train_epoch(network, batches, partial(loss_fn, online=solver.ONLINE_LABEL),
                               optimizer, training.scaler, runtime, accumulate=solver.ITER_SIZE,
                               after_step=scheduler.step)
-        training.end_epoch(figures, lr)
+        training.end_epoch(figures)
     training.finish()
 
 
@@ -88,7 +86,7 @@ def record_of(experiment: Experiment, train_set: VOCDataset) -> provenance.Recor
     record = provenance.Record(
         "DeepLab-V2", config.shaping() | {"precision": experiment.runtime.precision},
         list(root.classes), made=provenance.now(), places={"images": str(root.image_dir)},
-        images=provenance.image_facts(root, train_set.entries))
+        images=outputs.image_facts(root, train_set.entries))
     if isinstance(source, str):
         record.inputs["initial weights"] = source
     else:
