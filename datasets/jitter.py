@@ -2,7 +2,7 @@
 
 In: images (B, 3, H, W) float in [0, 1] on any device, and the numbers that `draw` drew for each.
 Out: the same, jittered. Computes what torchvision's ColorJitter computes image by image on floats,
-in a tenth of its time: nothing here looks at a value, so that a GPU never has to be waited for.
+in a fraction of its time, and never makes the CPU wait for a GPU by looking at a value.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 STRENGTH = (0.3, 0.3, 0.3)  # brightness, contrast, saturation: factors in 1 +- strength
 HUE_STRENGTH = 0.1  # turns of the colour circle
 LUMA = (0.2989, 0.587, 0.114)  # weights of R, G, B in a pixel's grey, as in torchvision
-GREEN_BLUE = (0.0, 2.0, -2.0)  # where red, green and blue lie on a colour circle of length 6
+GREEN = 2.0  # where it lies on a colour circle of length 6 that begins at red; blue at -2
 TINY = 1e-12
 
 
@@ -38,34 +38,35 @@ def apply(images: Tensor, draws: Tensor) -> Tensor:
     have nothing to do at a position take part with a factor of 1.
 
     Args:
-        images: (B, 3, H, W) float in [0, 1].
+        images: (B, 3, H, W) float in [0, 1]; overwritten.
         draws: (B, 8) of `draw`, on the same device.
 
     Returns:
-        (B, 3, H, W), new.
+        (B, 3, H, W).
     """
-    factors, order = draws[:, :4], draws[:, 4:].long()
-    hue_at = (order == HUE).long().argmax(dim=1)
-    for position in range(3):
-        images = _blend(images, factors, order[:, position], hue_at > position)
-    images = _turn_hue(images, factors[:, HUE])
-    for position in range(1, 4):
-        images = _blend(images, factors, order[:, position], hue_at < position)
+    order = draws[:, 4:].long()
+    factors = draws[:, :4].gather(1, order)  # in the order of the steps
+    position = torch.arange(4, device=draws.device)
+    hue_at = (order == HUE).long().argmax(dim=1, keepdim=True)
+    before = torch.where(position < hue_at, factors, 1.0)
+    after = torch.where(position > hue_at, factors, 1.0)
+    for step in range(3):
+        images = _blend(images, before[:, step], order[:, step])
+    images = _turn_hue(images, draws[:, HUE])
+    for step in range(1, 4):
+        images = _blend(images, after[:, step], order[:, step])
     return images
 
 
-def _blend(images: Tensor, factors: Tensor, step: Tensor, active: Tensor) -> Tensor:
+def _blend(images: Tensor, factor: Tensor, step: Tensor) -> Tensor:
     """factor * image + (1 - factor) * other, other being black for brightness, the mean grey for
-    contrast, the grey image for saturation. `step` (B,): which of them; `active` (B,): or none."""
-    if images.device.type == "cpu" and not active.any():
+    contrast, the grey image for saturation; `factor` (B,), and `step` (B,) says which of them."""
+    if images.device.type == "cpu" and (factor == 1).all():
         return images
-    factor = factors.gather(1, step[:, None])[:, 0]
-    factor = torch.where(active, factor, 1.0)[:, None, None, None]
-    step = step[:, None, None]
     grey = _grey(images)
-    other = torch.where(step == CONTRAST, grey.mean(dim=(1, 2), keepdim=True), grey)
-    other = other.mul_((step != BRIGHTNESS).float())[:, None]
-    return (images * factor).add_(other.mul_(1 - factor)).clamp_(0, 1)
+    mean = grey.mean(dim=(1, 2), keepdim=True) * (step == CONTRAST).float()[:, None, None]
+    other = grey.mul_((step == SATURATION).float()[:, None, None]).add_(mean)[:, None]
+    return images.lerp_(other, 1 - factor[:, None, None, None]).clamp_(0, 1)
 
 
 def _grey(images: Tensor) -> Tensor:
@@ -86,7 +87,7 @@ def _turn_hue(images: Tensor, turn: Tensor) -> Tensor:
     chroma = torch.maximum(torch.maximum(red, green), blue).sub_(low)
     hue = (green + blue).sub_(red).sub_(low).div_(chroma.clamp_min(TINY)).add_(1)
     hue = torch.copysign(hue, green - blue).add_(6 * turn[:, None, None])
-    places = torch.tensor(GREEN_BLUE, device=images.device)[:, None, None]
-    # |3 - |hue - place|| - 1 is 2 - distance, on the circle, for a hue of up to one turn.
-    share = (hue[:, None] - places).abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)
+    offsets = torch.stack((hue, hue - GREEN, hue + GREEN), dim=1)
+    # | |offset| - 3 | - 1 is 2 - distance, on the circle, also beyond half a turn.
+    share = offsets.abs_().sub_(3).abs_().sub_(1).clamp_(0, 1)
     return share.mul_(chroma[:, None]).add_(low[:, None])

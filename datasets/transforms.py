@@ -7,6 +7,7 @@ runs on the device of the batch, on all its images: colours, conversion to float
 So what travels in between is small. This is the only home of mean and std.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -119,10 +120,18 @@ def to_tensors(sample: Sample) -> Sample:
 def normalize(images: Tensor) -> Tensor:
     """Subtract mean, divide by std: (B, 3, H, W) float in [0, 1], channels_last, in place."""
     # The same numbers for a whole row of pixels: with three at a time the CPU is ten times slower.
-    mean, std = (torch.tensor(values, device=images.device)[:, None, None]
-                 .expand(1, 3, 1, images.shape[3])
-                 .contiguous(memory_format=torch.channels_last) for values in (MEAN, STD))
-    return images.sub_(mean).div_(std)
+    where = images.device, images.shape[3]
+    return images.sub_(per_channel(MEAN, *where)).div_(per_channel(STD, *where))
+
+
+@lru_cache(maxsize=32)
+def per_channel(values: tuple[float, ...], device: torch.device, width: int = 1) -> Tensor:
+    """A number for each channel, (1, C, 1, width) float32, channels_last.
+
+    They are kept, because the CPU waits for the GPU while it brings new ones there.
+    """
+    numbers = torch.tensor(values, device=device)[None, :, None, None]
+    return numbers.expand(1, -1, 1, width).contiguous(memory_format=torch.channels_last)
 
 
 def _companions(sample: Sample) -> list[str]:

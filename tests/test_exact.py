@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from golden_recipe import golden_state
-from helpers import run_stage
+from helpers import MACHINE, run_stage
 from PIL import Image, ImageFilter
 from torch import Tensor
 
@@ -98,10 +98,10 @@ def expected_label(state: State, kind: str, photo: Path, saliency: Path,
 # The project's
 
 def make_labels(root: Path, network: Path, told: dict, folder: Path) -> None:
-    """Label PNGs by make_pseudo_labels.py."""
+    """Label PNGs by make_pseudo_labels.py, in full float32."""
     options = [part for name, value in told.items() for part in (f"--{name}", value)]
     run_stage("make_pseudo_labels", "--data-root", root, "--run-dir", folder.parent, "--output-dir",
-              folder, "--device", "cpu", "--amp", "off", "--checkpoint", network, *options)
+              folder, *MACHINE, "--checkpoint", network, *options)
 
 
 def photo_like(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:

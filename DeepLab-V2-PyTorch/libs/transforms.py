@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets.transforms import FLIP_SHARE, Batch, Sample, Transform, to_tensors
+from datasets.transforms import FLIP_SHARE, Batch, Sample, Transform, per_channel, to_tensors
 from labelling.labels import IGNORE
 from utils.files import UserError
 
@@ -72,7 +72,7 @@ class Inference(Transform):
 
 def normalize(images: Tensor, mean: Sequence[float]) -> Tensor:
     """(B, 3, H, W) RGB in 0 .. 255 -> float32 BGR minus `mean` (of B, G, R)."""
-    return images.flip(1).float().sub_(torch.tensor(mean, device=images.device)[:, None, None])
+    return images.flip(1).float().sub_(per_channel(tuple(mean), images.device))
 
 
 def shrink(image: Image.Image, max_side: int | None) -> Image.Image:
