@@ -1,11 +1,13 @@
 """download.py against a web server on loopback that misbehaves in every way asked of it."""
 
-import dataclasses
+import errno
 import hashlib
 import io
 import json
 import os
+import random
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -20,18 +22,46 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+import requests
+from helpers import ROOT
 
-import download as command
-from utils import archives
-from utils import download as http
+import download
+from fetching import store, transport
+from fetching.catalogue import ITEMS, PAPER, Asset
+from utils import files
 from utils.files import UserError
-from utils.installer import Store
 from utils.logging import get_logger
-from utils.released import ITEMS
 
-ROOT = Path(__file__).resolve().parent.parent
-MASKS, CLASSIFIER = ITEMS["masks"][1][0], ITEMS["drs"][1][0]
-IMAGES = {f"{number:06d}.png": os.urandom(700) for number in range(8)}
+MASKS, WEIGHTS, LISTED, VOC, U2NET = (
+    ITEMS[item][1][0] for item in ("masks", "drs", "lists", "voc2012", "u2net"))
+IMAGES = {f"{number:06d}.png": os.urandom(700) for number in range(6)}
+VOC_FILES = {f"VOCdevkit/VOC2012/{name}": data for name, data in {
+    "JPEGImages/a.jpg": b"jpeg", "Annotations/a.xml": b"<annotation/>",
+    "ImageSets/Segmentation/train.txt": b"a\n", "SegmentationClass/a.png": b"png"}.items()}
+
+
+def make_zip(content: dict, method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def make_tar(content: dict[str, bytes], *members: tarfile.TarInfo) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in content.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        for member in members:
+            archive.addfile(member)
+    return buffer.getvalue()
+
+
+MASKS_ZIP = make_zip({f"SegmentationClassAug/{name}": data for name, data in IMAGES.items()})
+CHECKPOINT = make_zip({"archive/data.pkl": b"weights", "archive/data/0": os.urandom(300_000)})
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -41,27 +71,27 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        server = self.server
-        asked = self.headers.get("Range")
-        server.log.append((self.path.rpartition("/")[2], asked))
-        for status in server.statuses[:1]:
-            del server.statuses[:1]
-            return self.answer(status, b"", {"Retry-After": "0"})
-        if server.redirect:
-            return self.answer(302, b"", {"Location": server.redirect})
-        body = server.files.get(self.path.rpartition("/")[2])
-        if body is None:
-            return self.answer(404, b"no such file", {})
+        server, name, asked = self.server, self.path.rpartition("/")[2], self.headers.get("Range")
+        server.log.append(asked)
+        body = server.files.get(name, b"")
         etag = f'"{hashlib.md5(body).hexdigest()}"'
         headers = {"ETag": etag} if server.etag else {}
         fresh = self.headers.get("If-Range") in (None, etag) or server.ignores_if_range
-        if asked and server.ranges and fresh:
+        if server.statuses:
+            self.answer(server.statuses.pop(0), b"", {})
+        elif server.redirect and "/there/" not in self.path:
+            self.answer(302, bytes(server.redirect_size), {"Location": server.redirect})
+        elif name not in server.files:
+            self.answer(404, b"no such file", {})
+        elif asked and server.ranges and fresh:
             start, total = int(asked[len("bytes="):-1]), len(body)
-            if start >= total:
-                return self.answer(416, b"", {"Content-Range": f"bytes */{total}"})
             headers["Content-Range"] = f"bytes {start}-{total - 1}/{total}"
-            return self.answer(206, body[start:], headers)
-        self.answer(200, body, headers)
+            if start < total:
+                self.answer(206, body[start:] + server.surplus, headers)
+            else:
+                self.answer(416, b"", {"Content-Range": f"bytes */{total}"})
+        else:
+            self.answer(200, body, headers)
 
     def answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
         server = self.server
@@ -72,18 +102,14 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(*item)
         self.end_headers()
         cut = server.cuts.pop(0) if server.cuts and status < 300 else None
-        body = body[:cut]
         try:
-            if server.slow:  # a trickle
-                for start in range(0, len(body), 1000):
-                    self.wfile.write(body[start:start + 1000])
-                    time.sleep(server.slow)
-            else:
-                self.wfile.write(body)
+            for start in range(0, len(body[:cut]), 10_000):
+                self.wfile.write(body[:cut][start:start + 10_000])
+                time.sleep(server.slow)
             if cut is not None and server.stall:
                 server.over.wait(server.stall)
         except OSError:
-            pass  # the client has been killed
+            pass  # the client has gone
 
 
 class Server(ThreadingHTTPServer):
@@ -94,34 +120,23 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.files: dict[str, bytes] = {}
-        self.log: list[tuple[str, str | None]] = []  # names asked for, with their Range
+        self.log: list[str | None] = []  # the Range of each request
         self.statuses: list[int] = []  # answered first, in this order
         self.cuts: list[int] = []  # the next bodies end after so many bytes ...
         self.stall = 0.0  # ... and then nothing for so many seconds, instead of the end
-        self.slow = 0.0  # seconds between the kilobytes of a body
+        self.slow = 0.0  # seconds between the pieces of a body
         self.length: int | bool | None = None  # announced instead of the true one; False: none
         self.ranges = self.etag = True
         self.ignores_if_range = False
-        self.redirect = ""
+        self.redirect, self.redirect_size, self.surplus = "", 0, b""
         self.over = threading.Event()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/files"
-
-
-@pytest.fixture(autouse=True)
-def no_log_handlers():
-    """main() logs to the stderr of its test, which is closed afterwards."""
-    yield
-    for handler in list(get_logger().handlers):
-        get_logger().removeHandler(handler)
+        self.url = f"http://127.0.0.1:{self.server_port}/files"
 
 
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(http, "BACKOFF", 0.01)
+    monkeypatch.setattr(transport, "BACKOFF", 0.01)
     with Server() as instance:
         thread = threading.Thread(target=instance.serve_forever, args=(0.02,))
         thread.start()
@@ -131,61 +146,75 @@ def server(monkeypatch):
         thread.join()
 
 
+@pytest.fixture(autouse=True)
+def no_log_handlers():
+    """main() logs to the stderr of its test, which is closed afterwards."""
+    yield
+    get_logger().handlers.clear()
+
+
+class Shop:
+    """Installs assets from the server into the folders of the test."""
+
+    def __init__(self, server: Server, folder: Path) -> None:
+        self.server, self.folder, self.mirror = server, folder, server.url
+        self.retries, self.timeout, self.keep = 2, 5.0, False
+
+    def job(self, asset: Asset) -> store.Installation:
+        return store.Installation(asset, self.folder / "VOC2012", self.folder / "checkpoints",
+                                  self.mirror)
+
+    def install(self, asset: Asset, body: bytes | None = None) -> str:
+        if body is not None:
+            self.server.files = {self.job(asset).name: body}
+        return self.job(asset).install(self.retries, self.timeout, self.keep)
+
+    def refusal(self, asset: Asset, reason: str, body: bytes | None = None) -> None:
+        with pytest.raises((UserError, OSError), match=reason):
+            self.install(asset, body)
+
+    def interrupt(self, asset: Asset, body: bytes) -> int:
+        """Break a download off; returns how many bytes have arrived."""
+        self.server.cuts, self.retries = [100_000], 0
+        self.refusal(asset, "gave up after 1 x", body)
+        self.retries = 2
+        return self.job(asset).part.stat().st_size
+
+    def arguments(self, *args: str) -> list[str]:
+        return [*args, "--data-root", str(self.folder / "VOC2012"), "--mirror", self.mirror,
+                "--checkpoint-dir", str(self.folder / "checkpoints")]
+
+    def start(self, *args: str) -> subprocess.Popen:
+        """The real command in a process of its own."""
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "download.py"), *self.arguments(*args)], text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=self.folder)
+
+    def run(self, *args: str) -> tuple[int, str, str]:
+        process = self.start(*args)
+        return *process.communicate(timeout=60)[::-1], process.returncode
+
+
 @pytest.fixture
-def store(server, tmp_path):
-    return Store(tmp_path / "VOC2012", tmp_path / "checkpoints", server.url, retries=2, timeout=5)
-
-
-def make_zip(files: dict[str | zipfile.ZipInfo, bytes]) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return buffer.getvalue()
-
-
-def make_tar(files: dict[str, bytes], *members: tarfile.TarInfo) -> bytes:
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-        for member in members:
-            archive.addfile(member)
-    return buffer.getvalue()
-
-
-MASKS_ZIP = make_zip({f"SegmentationClassAug/{name}": data for name, data in IMAGES.items()})
-CHECKPOINT = make_zip({"archive/data.pkl": b"weights " * 100, "archive/data/0": os.urandom(5000)})
-LIST = b"2007_000032 0 14\n2007_000039 19\n"
-VOC_FILES = {f"VOCdevkit/VOC2012/{name}": data for name, data in {
-    "JPEGImages/a.jpg": b"jpeg", "Annotations/a.xml": b"<annotation/>",
-    "ImageSets/Segmentation/train.txt": b"a\n", "ImageSets/Segmentation/val.txt": b"a\n",
-    "SegmentationClass/a.png": b"png"}.items()}
+def shop(server, tmp_path):
+    return Shop(server, tmp_path)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     """All visible files below `folder`."""
     return {path.relative_to(folder).as_posix(): path.read_bytes()
-            for path in folder.rglob("*") if path.is_file() and ".downloads" not in path.parts}
+            for path in folder.rglob("*") if path.is_file() and not any(
+                part.startswith(".") for part in path.relative_to(folder).parts)}
 
 
-def run(server: Server | str, tmp_path: Path, *arguments: str, wait: bool = True):
-    """The real command in a process of its own."""
-    mirror = server if isinstance(server, str) else server.url
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "download.py"), "--data-root", str(tmp_path / "VOC2012"),
-         "--checkpoint-dir", str(tmp_path / "checkpoints"), "--mirror", mirror, *arguments],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
-    if wait:
-        out, err = process.communicate(timeout=20)
-        return process.returncode, out, err
-    return process
+def leftovers(folder: Path) -> list[str]:
+    """What lies in the folders for unfinished business, and temporary files anywhere."""
+    return [path.name for path in (*folder.rglob(".downloads/*"), *folder.rglob(".*.tmp*"))
+            if path.name != "lock" and not path.name.endswith(".content.json")]
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < end, "it did not come to pass"
         time.sleep(0.005)
@@ -194,518 +223,379 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
 # What is fetched, and where it goes
 
 
-def test_all_items_reach_their_places_and_nothing_is_fetched_twice(server, tmp_path, monkeypatch,
-                                                                   capsys):
-    voc = make_tar(VOC_FILES)
-    about, (asset,) = ITEMS["voc2012"]
-    asset = dataclasses.replace(asset, md5=hashlib.md5(voc).hexdigest())
-    monkeypatch.setitem(ITEMS, "voc2012", (about, (asset,)))
+def test_all_files_of_the_paper_reach_their_places_once(server, shop, monkeypatch, capsys):
+    voc, listed = make_tar(VOC_FILES), b"2007_000032 0 14\n"
+    monkeypatch.setitem(ITEMS, "voc2012", ("", [VOC._replace(md5=hashlib.md5(voc).hexdigest())]))
     server.files = {
-        "VOCtrainval_11-May-2012.tar": voc,
-        "SegmentationClassAug.zip": MASKS_ZIP,
+        "VOCtrainval_11-May-2012.tar": voc, "SegmentationClassAug.zip": MASKS_ZIP,
         "saliency_map.zip": make_zip(IMAGES),  # no top folder
-        "refined_pseudo_segmentation_labels.zip": make_zip(
-            {"refined_pseudo_segmentation_labels/x.png": b"x", "__MACOSX/._x.png": b"junk",
-             "refined_pseudo_segmentation_labels/.DS_Store": b"junk"}),
-        **{f"{name}_cls.txt": LIST for name in ("train_aug", "train", "val")},
+        "refined_pseudo_segmentation_labels.zip": make_zip({
+            "__MACOSX/refined/._x.png": b"junk", "refined/.DS_Store": b"", "refined/x.png": b"x"}),
+        **{f"{name}_cls.txt": listed for name in ("train_aug", "train", "val")},
         **{f"{name}.pth": CHECKPOINT for name in (
             "DRS_learnable", "Refine_DRS_learnable", "deeplabv1_resnet101-coco",
             "Deeplabv2_pseudo_segmentation_labels")}}
-    arguments = ["all", "--data-root", str(tmp_path / "VOC2012"), "--mirror", server.url,
-                 "--checkpoint-dir", str(tmp_path / "checkpoints")]
-    assert command.main(arguments) == 0
-    assert sorted(name for name, _ in server.log) == sorted(server.files)
-    assert contents(tmp_path / "VOC2012") == {
+    assert download.main(download.parse(shop.arguments("all"))) == 0
+    assert len(server.log) == len(server.files)
+    assert contents(shop.folder / "VOC2012") == {
         **{name.removeprefix("VOCdevkit/VOC2012/"): data for name, data in VOC_FILES.items()},
-        **{f"SegmentationClassAug/{name}": data for name, data in IMAGES.items()},
-        **{f"saliency_map/{name}": data for name, data in IMAGES.items()},
+        **{f"{folder}/{name}": data for name, data in IMAGES.items()
+           for folder in ("SegmentationClassAug", "saliency_map")},
         "refined_pseudo_segmentation_labels/x.png": b"x",
-        **{f"ImageSets/Segmentation/{name}": LIST for name in server.files if "_cls" in name}}
-    checkpoints = contents(tmp_path / "checkpoints")
+        **{f"ImageSets/Segmentation/{name}": listed for name in server.files if "_cls" in name}}
+    checkpoints = contents(shop.folder / "checkpoints")
     sums = json.loads(checkpoints.pop("SHA256SUMS.json"))
     assert checkpoints == {name: CHECKPOINT for name in server.files if name.endswith(".pth")}
-    assert {name: entry["sha256"] for name, entry in sums.items()} == {
-        name: hashlib.sha256(data).hexdigest() for name, data in server.files.items()}
+    assert sums == {name: {"sha256": hashlib.sha256(data).hexdigest()}
+                    for name, data in server.files.items() if data != voc}  # its MD5 is known
+    assert leftovers(shop.folder) == []
 
-    server.log.clear()
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "VOC2012").rglob("*.*g")}
-    assert command.main(arguments) == 0
-    assert server.log == []
-    assert before == {path: path.stat().st_mtime_ns for path in before}
-    assert capsys.readouterr().out.count("already there") == 11
+    before = {path: path.stat().st_mtime_ns for path in shop.folder.rglob("*")}
+    assert download.main(download.parse(shop.arguments("all"))) == 0
+    assert len(server.log) == 11 and capsys.readouterr().out.count("already there") == 11
+    assert before == {path: path.stat().st_mtime_ns for path in shop.folder.rglob("*")}
+
+
+def test_what_is_not_of_the_paper_is_fetched_by_name_only(server, shop, monkeypatch):
+    assert set(ITEMS) - set(PAPER) == {"coco2014", "u2net", "isnet"}
+    monkeypatch.chdir(shop.folder)
+    server.files = {"train2014.zip": make_zip({"train2014/1.jpg": b"t"}),
+                    "val2014.zip": make_zip({"val2014/2.jpg": b"v"}),
+                    "annotations_trainval2014.zip": make_zip({"annotations/3.json": b"{}"})}
+    about, assets = ITEMS["coco2014"]
+    monkeypatch.setitem(ITEMS, "coco2014", (about, [
+        asset._replace(md5=hashlib.md5(server.files[shop.job(asset).name]).hexdigest())
+        for asset in assets]))
+    assert download.main(download.parse(["coco2014", "--mirror", server.url])) == 0
+    assert contents(shop.folder / "COCO2014") == {
+        "train2014/1.jpg": b"t", "val2014/2.jpg": b"v", "annotations/3.json": b"{}"}
+    shop.refusal(U2NET, "its md5 is .*, not 60024c5c889badc19c04ad937298a77b", b"\x08other")
 
 
 def test_list_names_items_addresses_and_places(tmp_path, capsys):
-    arguments = ["--list", "--data-root", str(tmp_path / "data")]
-    assert command.main(arguments) == 0
+    assert download.parse(["--list"]) == download.parse([])
+    assert download.main(download.parse(["--list", "--data-root", str(tmp_path)])) == 0
     out = capsys.readouterr().out
-    for item in ITEMS:
-        assert f"{item}: " in out
-    assert "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar" in out
-    assert ("https://github.com/qjadud1994/DRS/releases/download/asset/DRS_learnable.pth" in out)
-    assert ("https://raw.githubusercontent.com/qjadud1994/DRS/main/VOC2012_list/val_cls.txt"
-            in out)
-    assert str(tmp_path / "data" / "SegmentationClassAug") in out
-    assert not (tmp_path / "data").exists()
+    for item, (_, assets) in ITEMS.items():
+        for asset in assets:
+            assert re.search(f"^{item} .* {re.escape(asset.url)}$", out, re.MULTILINE)
+    assert str(tmp_path / "SegmentationClassAug") in out and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("arguments", [
-    [], ["nonsense"], ["drs", "--mirror", "file:///etc"], ["drs", "--mirror", "example.org"],
-    ["drs", "--timeout", "0"], ["drs", "--timeout", "nan"], ["drs", "--retries", "-1"]])
-def test_bad_arguments_are_refused(arguments):
+@pytest.mark.parametrize("args", ["nonsense", "drs --mirror file:///etc", "drs --mirror x.org",
+                                  "drs --timeout 0", "drs --timeout nan", "drs --retries -1"])
+def test_bad_arguments_are_refused(args):
     with pytest.raises(SystemExit) as error:
-        command.main(arguments)
+        download.parse(args.split())
     assert error.value.code == 2
 
 
-def test_one_failure_does_not_stop_the_others(server, tmp_path):
-    server.files = {"SegmentationClassAug.zip": MASKS_ZIP}
-    status, out, err = run(server, tmp_path, "drs", "masks")
-    assert status == 1
-    assert re.search(r"DRS_learnable\.pth +FAILED", out)
-    assert re.search(r"SegmentationClassAug\.zip +downloaded, unpacked", out)
-    (line,) = [line for line in err.splitlines() if "error" in line]
-    assert "HTTP 404" in line and f"{server.url}/DRS_learnable.pth" in line
-    assert CLASSIFIER.url in line and str(tmp_path / "checkpoints/DRS_learnable.pth") in line
-    assert len(server.log) == 2  # a 404 is not tried again
-    assert not (tmp_path / "VOC2012/SegmentationClassAug.zip").exists()
+def test_help_does_not_wait_for_libraries():
+    done = subprocess.run([sys.executable, "-c", "import sys, download; download.parse(['drs']); "
+                           "print({'torch', 'requests', 'tqdm'} & set(sys.modules))"],
+                          cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "set()\n", done.stderr
 
 
-def test_archives_are_kept_on_demand(server, store):
-    server.files = {MASKS.name: MASKS_ZIP}
-    store.keep_archives = True
-    store.install(MASKS)
-    assert store.path(MASKS).read_bytes() == MASKS_ZIP
-
-
-def test_files_there_by_other_means_are_not_fetched(server, store):
-    folder = store.data_root / "SegmentationClassAug"
+def test_files_there_by_other_means_are_not_fetched_nor_replaced(server, shop):
+    folder = shop.job(MASKS).place
     folder.mkdir(parents=True)
-    for number in range(3):
-        (folder / f"{number}.png").touch()
-    assert store.install(dataclasses.replace(MASKS, counts={"": 3})) == "already there"
-    assert store.state(MASKS) == "not checked"
-    server.files = {MASKS.name: MASKS_ZIP}  # the real count is not reached: fetched and merged
-    store.install(MASKS)
-    assert len(list(folder.iterdir())) == 3 + len(IMAGES)
-
-
-def test_an_archive_that_waits_is_unpacked_whatever_is_there(store):
-    """So many files may also be what an interrupted unpacking has left."""
-    folder = store.data_root / "SegmentationClassAug"
-    folder.mkdir(parents=True)
-    (folder / "x.png").touch()
-    store.path(MASKS).write_bytes(MASKS_ZIP)
-    assert store.install(dataclasses.replace(MASKS, counts={"": 1})) == "found, unpacked"
-    assert contents(folder) == {**IMAGES, "x.png": b""}
-
-
-def test_a_folder_that_was_deleted_is_fetched_again(server, store):
-    server.files = {MASKS.name: MASKS_ZIP}
-    store.install(MASKS)
-    (store.data_root / "SegmentationClassAug/000003.png").unlink()
-    assert store.install(MASKS) == "downloaded, unpacked"
-    assert (store.data_root / "SegmentationClassAug/000003.png").exists()
-
-
-def test_labels_made_here_are_not_overwritten(server, store):
-    asset = ITEMS["pseudo-labels"][1][0]
-    mine = store.data_root / asset.unpack_to / "000001.png"
-    mine.parent.mkdir(parents=True)
-    mine.write_bytes(b"mine")
-    server.files = {asset.name: make_zip(IMAGES)}
-    with pytest.raises(UserError, match="move that folder away"):
-        store.install(asset)
-    assert contents(mine.parent) == {"000001.png": b"mine"}
-    mine.unlink()
-    store.install(asset)  # the archive is still there
-    assert contents(mine.parent) == IMAGES and len(server.log) == 1
+    (folder / "mine.png").write_bytes(b"mine")
+    (folder / "000001.png").write_bytes(b"mine as well")
+    assert shop.install(MASKS._replace(counts={"*.png": 2})) == "already there"
+    assert MASKS.counts == {"*.png": 12_031}  # not reached: fetched, and merged
+    shop.refusal(MASKS, "000001.png is another file than in .*: move it away", MASKS_ZIP)
+    assert len(contents(folder)) == 2
+    (folder / "000001.png").unlink()
+    shop.install(MASKS)
+    assert contents(folder) == IMAGES | {"mine.png": b"mine"} and len(server.log) == 1
+    (folder / "mine.png").unlink()
+    (folder / "000003.png").unlink()  # noticed, and fetched again
+    shop.install(MASKS)
+    assert contents(folder) == IMAGES and len(server.log) == 2
 
 
 # Transfers that break
 
 
-def test_a_broken_transfer_is_resumed(server, store):
-    server.files, server.cuts = {CLASSIFIER.name: CHECKPOINT}, [1000, 2000]
-    store.install(CLASSIFIER)
-    assert store.path(CLASSIFIER).read_bytes() == CHECKPOINT
-    assert server.log == [(CLASSIFIER.name, ranged) for ranged in (
-        None, "bytes=1000-", "bytes=3000-")]
-    assert not list(store.checkpoint_dir.glob("*.part*"))
-
-
-def test_a_later_run_resumes_an_earlier_one(server, store):
-    server.files, server.cuts, store.retries = {CLASSIFIER.name: CHECKPOINT}, [1500], 0
-    with pytest.raises(UserError, match="1,500 of .* bytes came"):
-        store.install(CLASSIFIER)
-    assert not store.path(CLASSIFIER).exists()
-    assert store.path(CLASSIFIER).with_suffix(".pth.part").stat().st_size == 1500
-    store.install(CLASSIFIER)
-    assert server.log[1] == (CLASSIFIER.name, "bytes=1500-")
-    assert store.path(CLASSIFIER).read_bytes() == CHECKPOINT
-
-
-def test_progress_renews_the_retries_and_none_ends_them(server, store):
-    server.files, server.cuts = {CLASSIFIER.name: CHECKPOINT}, [800] * 5  # more than retries
-    store.install(CLASSIFIER)
-    store.path(CLASSIFIER).unlink()
+def test_a_broken_transfer_is_resumed_as_long_as_there_is_progress(server, shop):
+    server.statuses, server.cuts = [503, 429], [50_000] * 5
+    shop.install(WEIGHTS, CHECKPOINT)  # 5 breaks, with 2 retries
+    assert shop.job(WEIGHTS).own.read_bytes() == CHECKPOINT and leftovers(shop.folder) == []
+    offsets = [int(ranged[6:-1]) for ranged in server.log[3:]]
+    assert offsets == sorted(set(offsets)) and len(offsets) == 5
+    assert offsets[0] > 50_000 - transport.BLOCK
+    shop.job(WEIGHTS).own.unlink()
     server.log.clear()
-    server.cuts, server.ranges = [800] * 20, False  # from the start each time: no progress
-    with pytest.raises(UserError, match="gave up after 3 x"):
-        store.install(CLASSIFIER)
+    server.cuts, server.ranges = [50_000] * 20, False  # from the start each time: no progress
+    shop.refusal(WEIGHTS, "gave up after 3 x")
     assert len(server.log) == 3
 
 
-def test_a_server_without_ranges_sends_all_again(server, store):
-    server.files, server.cuts, server.ranges = {CLASSIFIER.name: CHECKPOINT}, [1000], False
-    store.install(CLASSIFIER)
-    assert store.path(CLASSIFIER).read_bytes() == CHECKPOINT
-    assert [ranged for _, ranged in server.log] == [None, "bytes=1000-"]
+@pytest.mark.parametrize("is_complete", [False, True])  # killed after the last byte
+def test_a_later_run_resumes_an_earlier_one(server, shop, is_complete):
+    size = shop.interrupt(WEIGHTS, CHECKPOINT)
+    assert size > 100_000 - transport.BLOCK and not shop.job(WEIGHTS).own.exists()
+    if is_complete:
+        shop.job(WEIGHTS).part.write_bytes(CHECKPOINT)
+    shop.install(WEIGHTS)
+    assert server.log == [None, f"bytes={size}-"][:1 if is_complete else 2]
+    assert shop.job(WEIGHTS).own.read_bytes() == CHECKPOINT
 
 
-@pytest.mark.parametrize("ignores_if_range", [False, True])
-def test_two_versions_are_never_mixed(server, store, ignores_if_range):
-    """Shown with a list, which has no checksum of its own that a mixture would violate."""
-    asset = ITEMS["lists"][1][0]
-    server.ignores_if_range = ignores_if_range
-    server.files, server.cuts, store.retries = {asset.name: LIST.replace(b"2007", b"2008")}, [9], 0
-    with pytest.raises(UserError):
-        store.install(asset)
-    server.files, store.retries = {asset.name: LIST}, 1
-    store.install(asset)
-    assert store.path(asset).read_bytes() == LIST
-    assert len(server.log) == (3 if ignores_if_range else 2)
+@pytest.mark.parametrize("change", ["none", "ignores If-Range", "no ETag", "no ranges", "mirror"])
+def test_two_versions_are_never_mixed(server, shop, change):
+    """Shown with a list, which has no form that a mixture would violate."""
+    server.etag = change != "no ETag"
+    assert shop.interrupt(LISTED, b"2007 1\n" * 20_000) > 0
+    server.ranges, server.ignores_if_range = change != "no ranges", change == "ignores If-Range"
+    shop.mirror += "/elsewhere" * (change == "mirror")
+    shop.install(LISTED, b"2008 2\n" * 20_000)
+    assert shop.job(LISTED).own.read_bytes() == b"2008 2\n" * 20_000
+    assert len(server.log) == (3 if change == "ignores If-Range" else 2)
 
 
-def test_mixed_bytes_of_a_server_without_etags_are_found_and_fetched_afresh(server, store):
-    server.etag = False
-    other = bytes(reversed(CHECKPOINT))
-    server.files, server.cuts, store.retries = {CLASSIFIER.name: other}, [1500], 0
-    with pytest.raises(UserError):
-        store.install(CLASSIFIER)
-    server.files, store.retries = {CLASSIFIER.name: CHECKPOINT}, 1
-    store.install(CLASSIFIER)
-    assert store.path(CLASSIFIER).read_bytes() == CHECKPOINT
-    assert [ranged for _, ranged in server.log] == [None, "bytes=1500-", None]
-
-
-def test_part_of_another_address_is_not_continued(server, store):
-    server.files, server.cuts, store.retries = {CLASSIFIER.name: CHECKPOINT}, [1500], 0
-    with pytest.raises(UserError):
-        store.install(CLASSIFIER)
-    store.mirror = server.url + "/elsewhere"
-    store.install(CLASSIFIER)
-    assert [ranged for _, ranged in server.log] == [None, None]
-
-
-def test_complete_part_needs_no_transfer(server, store):
-    """Killed between the last byte and the renaming."""
-    server.files, server.cuts, store.retries = {CLASSIFIER.name: CHECKPOINT}, [1500], 0
-    with pytest.raises(UserError):
-        store.install(CLASSIFIER)
-    store.path(CLASSIFIER).with_suffix(".pth.part").write_bytes(CHECKPOINT)
-    store.install(CLASSIFIER)
-    assert len(server.log) == 1 and store.path(CLASSIFIER).read_bytes() == CHECKPOINT
-
-
-def test_a_stalled_server_is_left_and_the_transfer_resumed(server, store):
-    server.files, server.cuts, server.stall = {CLASSIFIER.name: CHECKPOINT}, [1000], 10.0
-    store.timeout = 0.3
-    start = time.monotonic()
-    store.install(CLASSIFIER)
-    assert 0.3 <= time.monotonic() - start < 3
-    assert [ranged for _, ranged in server.log] == [None, "bytes=1000-"]
-
-
-def test_a_slow_server_is_waited_for(server, store):
-    server.files, server.slow, store.timeout = {CLASSIFIER.name: CHECKPOINT}, 0.15, 0.5
-    start = time.monotonic()
-    store.install(CLASSIFIER)  # all in all longer than the timeout, no pause as long
-    assert time.monotonic() - start > 0.5
-    assert len(server.log) == 1 and store.path(CLASSIFIER).read_bytes() == CHECKPOINT
-
-
-def test_passing_errors_are_retried(server, store):
-    server.files, server.statuses = {CLASSIFIER.name: CHECKPOINT}, [503, 429]
-    store.install(CLASSIFIER)
+def test_a_stalled_server_is_left_and_a_slow_one_is_not(server, shop):
+    server.cuts, server.stall, shop.timeout = [100_000], 20.0, 0.8
+    begin = time.monotonic()
+    shop.install(WEIGHTS, CHECKPOINT)
+    assert 0.8 <= time.monotonic() - begin < 15 and len(server.log) == 2
+    shop.job(WEIGHTS).own.unlink()
+    server.slow = 0.03  # all in all longer than the timeout, no pause as long
+    shop.install(WEIGHTS)
     assert len(server.log) == 3
 
 
 @pytest.mark.parametrize("length, message", [
-    (len(CHECKPOINT) + 10, "bytes announced, but nothing after|bytes came"),
-    (len(CHECKPOINT) - 100, "cut short"),
-    (10**15, "announces"),
-    (False, "does not say how long")])
-def test_a_wrong_size_header_is_noticed(server, store, length, message):
-    server.files, server.length = {CLASSIFIER.name: CHECKPOINT}, length
-    with pytest.raises(UserError, match=message):
-        store.install(CLASSIFIER)
-    assert not store.path(CLASSIFIER).exists() and not store.sums_path.exists()
+    (len(CHECKPOINT) + 10, "gave up"), (len(CHECKPOINT) - 100, "cut short"),
+    (10**15, "no room"), (False, "does not say how long"), (-5, "does not say how long")])
+def test_a_wrong_size_header_is_noticed(server, shop, length, message):
+    server.length = length
+    shop.refusal(WEIGHTS, message, CHECKPOINT)
+    assert contents(shop.folder) == {}
 
 
-def test_no_room_is_found_out_before_the_transfer(server, store, monkeypatch):
-    server.files = {CLASSIFIER.name: CHECKPOINT}
-    monkeypatch.setattr(http, "DISK_MARGIN", 1 << 60)
-    with pytest.raises(UserError, match="make room"):
-        store.install(CLASSIFIER)
-    assert not list(store.checkpoint_dir.glob("*.part"))
+def test_more_than_was_asked_for_does_not_fill_the_disk(server, shop):
+    shop.interrupt(WEIGHTS, CHECKPOINT)
+    server.surplus, shop.retries = bytes(30 << 20), 0
+    shop.refusal(WEIGHTS, "bytes came")
+    assert shop.job(WEIGHTS).part.stat().st_size < len(CHECKPOINT) + (1 << 20)
+    shop.retries = 1  # what is too long is of no use
+    shop.install(WEIGHTS)
+    assert shop.job(WEIGHTS).own.read_bytes() == CHECKPOINT
 
 
-@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://127.0.0.1/x", "gopher://x/"])
-def test_redirects_lead_to_web_servers_only(server, store, target):
-    server.redirect = target
-    with pytest.raises(UserError, match="redirect|not allowed"):
-        store.install(CLASSIFIER)
-    assert len(server.log) == 1
+@pytest.mark.parametrize("target, message", [
+    ("file:///etc/passwd", "file:///etc/passwd"), ("ftp://127.0.0.1/x", "ftp"),
+    ("http://[::1", "IPv6"), ("/again", "redirects"), ("/there/DRS_learnable.pth", None)])
+def test_redirects_lead_to_web_servers_and_end(server, shop, target, message):
+    server.redirect, server.redirect_size = target, 10_000_000  # a body that nobody should read
+    if message:
+        shop.refusal(WEIGHTS, message, CHECKPOINT)
+        assert contents(shop.folder) == {}
+    else:
+        shop.install(WEIGHTS, CHECKPOINT)
 
 
-def test_an_unreachable_host_is_reported_with_what_to_do(tmp_path):
+def test_a_redirect_from_https_to_http_is_refused(server, shop, monkeypatch):
+    send = requests.adapters.HTTPAdapter.send
+
+    def secure_host_that_redirects(self, request, **options):
+        if not request.url.startswith("https:"):
+            return send(self, request, **options)
+        response = requests.Response()
+        response.status_code, response.url, response.request = 302, request.url, request
+        response.headers["Location"], response.raw = f"{server.url}/x.pth", io.BytesIO()
+        return response
+
+    monkeypatch.setattr(requests.adapters.HTTPAdapter, "send", secure_host_that_redirects)
+    shop.mirror = "https://example.org"
+    shop.refusal(WEIGHTS, "refused the redirect to 'http://127")
+    assert server.log == []
+
+
+def test_failures_are_one_line_with_what_to_do(server, shop):
+    server.files = {"SegmentationClassAug.zip": MASKS_ZIP}
+    err, out, status = shop.run("drs", "masks")
+    assert status == 1 and re.search("drs +FAILED", out) and re.search("masks +downloaded", out)
+    (line,) = [line for line in err.splitlines() if "error" in line]
+    assert "HTTP 404" in line and f"{server.url}/DRS_learnable.pth" in line
+    assert WEIGHTS.url in line and str(shop.folder / "checkpoints/DRS_learnable.pth") in line
+    assert len(server.log) == 2  # a 404 is not tried again
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound, but nobody listens
-        mirror = f"http://127.0.0.1:{closed.getsockname()[1]}"
-        status, out, err = run(mirror, tmp_path, "lists", "--retries", "1")
-    assert status == 1 and out.count("FAILED") == 3
+        shop.mirror = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        shutil.rmtree(shop.folder / "VOC2012")
+        (shop.folder / "VOC2012").write_text("a file where a folder should be")
+        err, out, status = shop.run("drs", "lists", "--retries", "0")
+    assert status == 1 and out.count("FAILED") == 4 and "Traceback" not in err
     errors = [line for line in err.splitlines() if "error" in line]
-    assert len(errors) == 3 and err.count("retry 1 of 1") == 1  # not for each file
-    place = tmp_path / "VOC2012/ImageSets/Segmentation/train_cls.txt"
-    assert "Connection refused" in errors[1] and f"{mirror}/train_cls.txt" in errors[1]
-    assert ITEMS["lists"][1][1].url in errors[1] and f"save it as {place}" in errors[1]
-    assert "Traceback" not in err
+    assert "Connection refused" in errors[0] and len(errors) == 4
+    assert "--data-root: cannot write to" in errors[1]
 
 
-def test_an_unwritable_target_is_reported(server, tmp_path):
-    (tmp_path / "VOC2012").write_text("a file where a folder should be")
-    server.files = {MASKS.name: MASKS_ZIP}
-    status, out, err = run(server, tmp_path, "masks")
-    assert status == 1 and "FAILED" in out
-    assert "--data-root: cannot write to" in err and "Traceback" not in err
-
-
-# Wrong contents
-
-
-def test_voc_must_have_its_known_md5(server, store):
-    asset = ITEMS["voc2012"][1][0]
-    server.files = {asset.name: make_tar(VOC_FILES)}
-    with pytest.raises(UserError, match="6cd6e144f989b92b3379bac3b3de84fd"):
-        store.install(asset)
-    assert contents(store.data_root) == {} and not store.sums_path.exists()
+# Wrong contents, and files put in place by hand
 
 
 @pytest.mark.parametrize("asset, good, other", [
-    (CLASSIFIER, CHECKPOINT, make_zip({"archive/data.pkl": b"other"})),
+    (WEIGHTS, CHECKPOINT, make_zip({"archive/data.pkl": b"other"})),
     (MASKS, MASKS_ZIP, make_zip({"a.png": b"other"}))])
-def test_later_downloads_must_match_the_first(server, store, tmp_path, asset, good, other):
-    server.files = {asset.name: good}
-    store.install(asset)
-    server.files = {asset.name: other}
-    again = dataclasses.replace(store, data_root=tmp_path / "second")
-    store.path(CLASSIFIER).unlink(missing_ok=True)
-    with pytest.raises(UserError, match="SHA-256 is .*SHA256SUMS.json"):
-        again.install(asset)
-    assert not again.path(asset).exists() and contents(again.data_root) == {}
-    server.files = {asset.name: good}
-    again.install(asset)
+def test_later_downloads_must_match_the_first(shop, asset, good, other):
+    shop.install(asset, good)
+    shutil.rmtree(shop.folder / "VOC2012", ignore_errors=True)
+    shop.job(WEIGHTS).own.unlink(missing_ok=True)
+    shop.refusal(asset, "its sha256 is .*SHA256SUMS.json; remove it there if wrong", other)
+    assert list(contents(shop.folder)) == ["checkpoints/SHA256SUMS.json"]
+    shop.install(asset, good)
+    for damage in ("{", "[1]", "[" * 100_000):
+        (shop.folder / "checkpoints/SHA256SUMS.json").write_text(damage)
+        shutil.rmtree(shop.folder / "VOC2012", ignore_errors=True)
+        shop.refusal(asset, "SHA256SUMS.json is no JSON object .* mend or delete it")
 
 
-def test_a_file_that_changed_on_disk_is_noticed(server, store):
-    server.files = {CLASSIFIER.name: CHECKPOINT}
-    store.install(CLASSIFIER)
-    store.path(CLASSIFIER).write_bytes(CHECKPOINT[:-1] + b"?")
-    assert store.state(CLASSIFIER) == "wrong file"
-    with pytest.raises(UserError, match="Delete it and run"):
-        store.install(CLASSIFIER)
+@pytest.mark.parametrize("asset, body, message", [
+    (MASKS, b"<!DOCTYPE html><html>Please log in</html>", "web page"),
+    (WEIGHTS, b"\n<html>", "web page"), (LISTED, b"<html>", "web page"),
+    (WEIGHTS, b"", "empty"), (WEIGHTS, b"no weights", "no PyTorch file"),
+    (WEIGHTS, CHECKPOINT[:-30], "cut short"), (MASKS, MASKS_ZIP[:-30], "cut short"),
+    (MASKS, MASKS_ZIP[:100] + b"?" * 50 + MASKS_ZIP[150:], "damaged"),
+    (MASKS, make_zip({"readme.txt": b"no images"}), "does not hold"),
+    (VOC, make_tar(VOC_FILES), "its md5 is .* not 6cd6e144f989b92b3379bac3b3de84fd")])
+def test_what_is_not_the_file_is_refused(shop, asset, body, message):
+    shop.refusal(asset, message, body)
+    assert contents(shop.folder) == {} and leftovers(shop.folder) == []
+    if message != "empty":  # put there by hand, it is refused as well, but kept
+        shop.job(asset).own.parent.mkdir(parents=True, exist_ok=True)
+        shop.job(asset).own.write_bytes(body)
+        shop.refusal(asset, f"{shop.job(asset).name} .delete it to fetch it.: .*{message}")
+        assert list(contents(shop.folder).values()) == [body]
 
 
-@pytest.mark.parametrize("item, body, message", [
-    ("masks", b"<!DOCTYPE html><html>Please log in</html>", "web page"),
-    ("drs", b"\n<html>", "web page"),
-    ("lists", b"<html>", "web page"),
-    ("drs", b"", "empty"),
-    ("drs", b"no weights", "no PyTorch file"),
-    ("drs", CHECKPOINT[:-30], "cut short"),
-    ("drs", CHECKPOINT[:300] + bytes(50) + CHECKPOINT[350:], "damaged"),
-    ("masks", MASKS_ZIP[:-30], "cut short"),
-    ("masks", MASKS_ZIP[:100] + b"?" * 50 + MASKS_ZIP[150:], "damaged"),
-    ("masks", make_zip({"readme.txt": b"no images"}), "does not hold"),
-    ("lists", b"2007_000032 zero\n", "line 1"),
-    ("lists", b"\xff\xfe\x00", "damaged")])
-def test_what_is_not_the_file_is_refused(server, store, item, body, message):
-    asset = ITEMS[item][1][0]
-    server.files = {asset.name: body}
-    with pytest.raises(UserError, match=message):
-        store.install(asset)
-    assert contents(store.data_root) == {}
-    assert not store.path(asset).exists() and not store.sums_path.exists()
+def test_a_file_that_changed_on_disk_is_noticed(shop, capsys):
+    shop.install(WEIGHTS, CHECKPOINT)
+    shop.job(WEIGHTS).own.write_bytes(CHECKPOINT[:-1] + b"?")
+    shop.refusal(WEIGHTS, "delete it to fetch it")
+    assert download.main(download.parse(shop.arguments("drs", "--list"))) == 1
+    assert re.search("drs +FAILED", capsys.readouterr().out)
 
 
-# Files put in place by hand
-
-
-def test_hand_placed_files_are_used_and_kept(server, store):
-    for asset, data in ((MASKS, MASKS_ZIP), (CLASSIFIER, CHECKPOINT)):
-        store.path(asset).parent.mkdir(parents=True, exist_ok=True)
-        store.path(asset).write_bytes(data)
-        store.path(asset).with_name(f"{asset.name}.part").write_bytes(b"half")
-    assert store.install(MASKS) == "found, unpacked"
-    assert store.install(CLASSIFIER) == "found"
-    assert server.log == []
-    assert not list(store.data_root.glob("*.part")) + list(store.checkpoint_dir.glob("*.part"))
-    assert contents(store.data_root / "SegmentationClassAug") == IMAGES
-    assert store.path(MASKS).read_bytes() == MASKS_ZIP  # the user's own
-    assert set(json.loads(store.sums_path.read_text())) == {MASKS.name, CLASSIFIER.name}
-
-
-def test_a_broken_hand_placed_file_is_refused_and_kept(store):
-    store.path(MASKS).parent.mkdir(parents=True)
-    for broken in (MASKS_ZIP[:-50], MASKS_ZIP[:100] + b"?" * 50 + MASKS_ZIP[150:]):
-        store.path(MASKS).write_bytes(broken)
-        with pytest.raises(UserError, match="SegmentationClassAug.zip cannot be used"):
-            store.install(MASKS)
-        assert store.path(MASKS).read_bytes() == broken
-        assert not (store.data_root / "SegmentationClassAug").exists()
+@pytest.mark.parametrize("keep", [False, True])
+def test_whose_an_archive_is_shows_where_it_lies(server, shop, keep):
+    shop.keep = keep
+    shop.install(MASKS, MASKS_ZIP)
+    own = shop.job(MASKS).own
+    assert own.is_file() == keep and leftovers(shop.folder) == []
+    shutil.rmtree(shop.job(MASKS).place)
+    own.write_bytes(MASKS_ZIP)
+    shop.interrupt(WEIGHTS, CHECKPOINT)
+    shop.job(WEIGHTS).own.write_bytes(CHECKPOINT)
+    assert shop.install(MASKS) == shop.install(WEIGHTS) == "found"
+    assert len(server.log) == 2 and leftovers(shop.folder) == []
+    assert contents(shop.job(MASKS).place) == IMAGES and own.read_bytes() == MASKS_ZIP
 
 
 # Hostile archives
 
 
-def zip_entry(name: str, mode: int = 0) -> zipfile.ZipInfo:
+def zip_entry(name: str, mode: int) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(name)
     info.external_attr = mode << 16
     return info
 
 
-def tar_entry(name: str, kind: bytes, link: str = "") -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.type, info.linkname = kind, link
-    return info
+def tar_entry(kind: bytes) -> bytes:
+    info = tarfile.TarInfo("a.png")
+    info.type, info.linkname = kind, "/etc/passwd"
+    return make_tar({}, info)
 
 
-def encrypted() -> bytes:
-    data = bytearray(make_zip({"a.png": b"x"}))
-    for header, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        data[data.index(header) + offset] |= 1
-    return bytes(data)
-
-
-def twice() -> bytes:
-    return make_zip({"a.png": b"1", "b.png": b"2"}).replace(b"b.png", b"a.png")
-
-
-def lying_zip(size: int, claimed: int) -> bytes:
-    """An archive of one file whose directory claims another size."""
-    data = bytearray(make_zip({"a.png": bytes(size)}))
-    at = data.index(b"PK\x01\x02") + 24
-    data[at:at + 4] = claimed.to_bytes(4, "little")
-    return bytes(data)
+def patched(data: bytes, offset: int, value: bytes, signature: bytes = b"PK\x01\x02") -> bytes:
+    """A .zip with other bytes at `offset` in its directory entry."""
+    at = data.index(signature) + offset
+    return data[:at] + value + data[at + len(value):]
 
 
 HOSTILE = {
-    "climbs": (".zip", make_zip({"ok.png": b"", "../evil.png": b"x"}), "unsafe name"),
-    "climbs within": (".zip", make_zip({"a/../../evil.png": b"x"}), "unsafe name"),
-    "absolute": (".zip", make_zip({"/tmp/evil.png": b"x"}), "unsafe name"),
-    "drive": (".zip", make_zip({"C:/evil.png": b"x"}), "unsafe name"),
-    "backslash": (".zip", make_zip({"..\\evil.png": b"x"}), "unsafe name"),
-    "nul": (".zip", make_zip({"a.png_/../evil": b"x"}).replace(b"g_/", b"g\0/"), "unsafe name"),
-    "deep": (".zip", make_zip({"d/" * 50 + "a.png": b"x"}), "unsafe name"),
-    "symlink": (".zip", make_zip({zip_entry("a.png", stat.S_IFLNK | 0o777): b"/etc/passwd"}),
-                "link"),
-    "device": (".zip", make_zip({zip_entry("a.png", stat.S_IFBLK | 0o666): b""}), "device"),
-    "encrypted": (".zip", encrypted(), "it is encrypted"),
-    "twice": (".zip", twice(), "twice"),
-    "file and folder": (".zip", make_zip({"a": b"1", "a/b.png": b"2"}), "twice"),
-    "bomb": (".zip", make_zip({"a.png": bytes(20 << 20)}), "times its own size"),
-    "bomb in parts": (".zip", make_zip({f"{n}.png": bytes(6 << 20) for n in range(3)}),
-                      "times its own size"),
-    "lying bomb": (".zip", lying_zip(20 << 20, claimed=1), "damaged"),
-    "short": (".zip", lying_zip(10, claimed=11), "has 10 of 11 bytes"),
-    "tar climbs": (".tar", make_tar({"../evil.png": b"x"}), "unsafe name"),
-    "tar absolute": (".tar", make_tar({"/tmp/evil.png": b"x"}), "unsafe name"),
-    "tar symlink": (".tar", make_tar({}, tar_entry("a.png", tarfile.SYMTYPE, "/etc/passwd")),
-                    "link"),
-    "tar hardlink": (".tar", make_tar({}, tar_entry("a.png", tarfile.LNKTYPE, "/etc/passwd")),
-                     "link"),
-    "tar device": (".tar", make_tar({}, tar_entry("a.png", tarfile.CHRTYPE)), "device"),
-    "tar fifo": (".tar", make_tar({}, tar_entry("a.png", tarfile.FIFOTYPE)), "device"),
-    "tar sparse": (".tar", make_tar({}, tar_entry("a.png", tarfile.GNUTYPE_SPARSE)), "sparse"),
-    "tar twice": (".tar", make_tar({"a.png": b"1", "./a.png": b"2"}), "twice"),
-    "tar cut": (".tar", make_tar({"a.png": bytes(5000)})[:3000], "damaged"),
+    **{f"zip {name}": make_zip({"ok.png": b"", name: b"x"}) for name in (
+        "../evil.png", "a/../../evil.png", "/tmp/evil.png", "C:/evil.png", "..\\evil.png",
+        "\x1b[2J.png", "d/" * 50 + "a.png", "a" * 5000, "ok.png/b.png")},
+    "zip link": make_zip({zip_entry("a.png", stat.S_IFLNK | 0o777): b"/etc/passwd"}),
+    "zip device": make_zip({zip_entry("a.png", stat.S_IFBLK | 0o666): b""}),
+    "zip encrypted": patched(patched(make_zip({"a": b"x"}), 8, b"\1"), 6, b"\1", b"PK\3\4"),
+    "zip lying bomb": patched(make_zip({"a.png": bytes(20 << 20)}), 24, b"\1\0\0\0"),
+    "zip method": patched(make_zip({"a.png": b"x"}), 10, b"\x63"),
+    "tar ../evil.png": make_tar({"../evil.png": b"x"}),
+    "tar /tmp/evil.png": make_tar({"/tmp/evil.png": b"x"}),
+    **{f"tar {kind}": tar_entry(kind) for kind in (
+        tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE)},
+    "tar cut": make_tar({"a.png": bytes(5000)})[:3000],
 }
 
 
+@pytest.mark.parametrize("has_filter", [True, False])  # Python 3.10.12 and later, and before
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_archives_are_refused(tmp_path, name):
-    suffix, data, message = HOSTILE[name]
-    archive = tmp_path / f"hostile{suffix}"
-    archive.write_bytes(data)
-    folder = tmp_path / "inner/folder"
-    with pytest.raises(archives.ArchiveError, match=message):
-        archives.unpack(archive, folder)
-    assert {path.name for path in tmp_path.iterdir()} == {archive.name, "inner"}
-    assert [path.name for path in (tmp_path / "inner").iterdir()] == ["folder"]
+def test_hostile_archives_are_refused(tmp_path, monkeypatch, name, has_filter):
+    if not has_filter:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    (tmp_path / "archive").write_bytes(HOSTILE[name])
+    (tmp_path / "inner").mkdir()
+    with pytest.raises(UserError, match="link, a device or an unsafe|damaged"):
+        store.unpack(tmp_path / "archive", tmp_path / "inner", name.startswith("tar"), "*")
+    assert {path.name for path in tmp_path.iterdir()} == {"archive", "inner"}
     assert not any(path.is_symlink() for path in tmp_path.rglob("*"))
 
 
-@pytest.mark.parametrize("suffix, data", [
-    (".zip", make_zip({f"{n}.png": b"12" for n in range(6)})),
-    (".tar", make_tar({f"{n}.png": b"12" for n in range(6)}))])
-@pytest.mark.parametrize("limits, message", [
-    (archives.Limits(entries=5), "more than 5 entries"),
-    (archives.Limits(total=11), "unpacks to more than"),
-    (archives.Limits(entries=6, total=12), None)])
-def test_limits(tmp_path, suffix, data, limits, message):
-    archive = tmp_path / f"archive{suffix}"
-    archive.write_bytes(data)
-    if message is None:
-        archives.unpack(archive, tmp_path / "folder", limits)
-        assert len(contents(tmp_path / "folder")) == 6
-    else:
-        with pytest.raises(archives.ArchiveError, match=message):
-            archives.unpack(archive, tmp_path / "folder", limits)
+@pytest.mark.parametrize("is_tar, make", [(False, make_zip), (True, make_tar)])
+def test_limits_and_damage(tmp_path, monkeypatch, is_tar, make):
+    archive, folder = tmp_path / "archive", tmp_path / "inner/folder"
+    data = make({f"d/{n}.png": b"12" for n in range(6)})
+
+    def unpack(data: bytes, message: str | None = None) -> None:
+        archive.write_bytes(data)
+        folder.mkdir(parents=True)
+        try:
+            assert store.unpack(archive, folder, is_tar, "*.png") == folder / "d" or message is None
+        except UserError as error:
+            assert re.search(message or "", str(error)) and "\n" not in str(error)
+        assert {path.name for path in tmp_path.iterdir()} == {"archive", "inner"}
+        shutil.rmtree(folder)
+
+    monkeypatch.setattr(store, "MAX_ENTRIES", 6)
+    for total, message in ((12, "nothing is wrong"), (11, "too many"), (12, "too many")):
+        monkeypatch.setattr(store, "MAX_TOTAL", total)
+        unpack(data, message)
+        monkeypatch.setattr(store, "MAX_ENTRIES", 6 if total == 12 else 5)
+    monkeypatch.undo()
+    rng = random.Random(0)
+    for _ in range(150):
+        damaged = bytearray(data)
+        for _ in range(rng.randint(1, 8)):
+            damaged[rng.randrange(len(data))] = rng.randrange(256)
+        unpack(damaged)
 
 
-def test_limits_hold_while_writing_whatever_the_headers_say():
-    budget = archives._Budget(archives.Limits(total=100), archive_bytes=100)
-    budget.add_bytes(60)
-    with pytest.raises(archives.ArchiveError):
-        budget.add_bytes(60)
+# Interruptions, and the disk
 
 
-def test_a_hostile_download_leaves_nothing(server, store, tmp_path):
-    server.files = {MASKS.name: make_zip({"ok.png": b"1", "../../../evil.png": b"2"})}
-    with pytest.raises(UserError, match="unsafe name"):
-        store.install(MASKS)
-    assert not list(tmp_path.rglob("*.png")) and not store.sums_path.exists()
-    server.files = {MASKS.name: MASKS_ZIP}
-    store.install(MASKS)
-
-
-# Interruptions
-
-
-def test_kill_while_fetching_then_again(server, tmp_path):
-    body = make_zip({"archive/data.pkl": os.urandom(400_000)})
-    server.files, server.slow = {CLASSIFIER.name: body}, 0.005
-    target = tmp_path / "checkpoints" / CLASSIFIER.name
-    part = target.with_suffix(".pth.part")
-    process = run(server, tmp_path, "drs", wait=False)
-    wait_until(lambda: part.exists() and part.stat().st_size > 100_000)
+def test_kill_while_fetching_then_again(server, shop):
+    body, job = make_zip({"archive/data.pkl": os.urandom(2_000_000)}), shop.job(WEIGHTS)
+    server.files, server.slow = {job.name: body}, 0.02
+    process = shop.start("drs")
+    wait_until(lambda: job.part.exists() and job.part.stat().st_size > 100_000)
     process.kill()
     process.communicate()
-    assert process.returncode == -signal.SIGKILL and not target.exists()
-    size = part.stat().st_size
-    assert body.startswith(part.read_bytes()) and size < len(body)
+    assert process.returncode == -signal.SIGKILL and not job.own.exists()
+    size = job.part.stat().st_size
+    assert body.startswith(job.part.read_bytes()) and size < len(body)
     server.slow = 0.0
-    assert run(server, tmp_path, "drs")[0] == 0
-    assert server.log == [(CLASSIFIER.name, None), (CLASSIFIER.name, f"bytes={size}-")]
-    assert target.read_bytes() == body and not part.exists()
+    assert shop.install(WEIGHTS) == "downloaded"
+    assert server.log == [None, f"bytes={size}-"]
+    assert job.own.read_bytes() == body and leftovers(shop.folder) == []
 
 
 KILLED_AT = """
-import os, signal, sys
-from pathlib import Path
+import os, pathlib, signal, sys, zipfile
 import download
-from utils import archives, installer
 
 calls = 0
 
@@ -719,60 +609,71 @@ def wrap(module, name):
         return function(*args, **kwargs)
     setattr(module, name, wrapped)
 
-for module, name in ((os, "replace"), (os, "rename"), (os, "sync"), (Path, "unlink"),
-                     (archives, "_write_one"), (installer.Store, "_record")):
+for module, name in ((os, "replace"), (os, "rename"), (os, "unlink"), (os, "rmdir"),
+                     (pathlib.Path, "unlink"), (zipfile.ZipFile, "_extract_member")):
     wrap(module, name)
-sys.exit(download.main(sys.argv[2:]))
+sys.exit(download.main(download.parse(sys.argv[2:])))
 """
 
 
-def test_kill_at_every_step_then_again(server, tmp_path):
+@pytest.mark.parametrize("merged", [True, False])
+def test_kill_at_every_step_then_again(server, tmp_path, merged):
     """Killed before each step that writes, renames or removes: what is in place is whole."""
-    images = dict(list(IMAGES.items())[:3])
-    expected = {**images, "mine.png": b"mine"}
-    server.files = {MASKS.name: make_zip(images)}
+    images = dict(list(IMAGES.items())[:2])
+    expected = images | ({"mine.png": b"mine"} if merged else {})
+    server.files = {"SegmentationClassAug.zip": make_zip(images)}
     for step in range(1, 100):
-        base = tmp_path / str(step)
-        goal = base / "VOC2012/SegmentationClassAug"
-        goal.mkdir(parents=True)
-        (goal / "mine.png").write_bytes(b"mine")  # so that files are merged one by one
-        arguments = ["masks", "--data-root", str(base / "VOC2012"), "--mirror", server.url,
-                     "--checkpoint-dir", str(base / "checkpoints")]
-        status = subprocess.run([sys.executable, "-c", KILLED_AT, str(step), *arguments],
-                                cwd=ROOT, capture_output=True, timeout=20).returncode
+        shop = Shop(server, tmp_path / str(step))
+        goal = shop.job(MASKS).place
+        if merged:  # the files are moved one by one
+            goal.mkdir(parents=True)
+            (goal / "mine.png").write_bytes(b"mine")
+        status = subprocess.run(
+            [sys.executable, "-c", KILLED_AT, str(step), *shop.arguments("masks")],
+            cwd=ROOT, capture_output=True, timeout=60).returncode
         assert status in (0, -signal.SIGKILL)
-        for path in goal.iterdir():
-            assert path.read_bytes() == expected[path.name]
-        archive = base / "VOC2012" / MASKS.name
-        assert not archive.exists() or archive.read_bytes() == server.files[MASKS.name]
-        fetched = archive.exists()
-        server.log.clear()
-        assert command.main(arguments) == 0
-        assert contents(goal) == expected
-        assert MASKS.name in (base / "checkpoints/SHA256SUMS.json").read_text()
-        assert not list((base / "VOC2012").rglob("*.unpack")), "leftovers"
-        if fetched:
-            assert server.log == []
+        found = contents(goal)
+        assert found.items() <= expected.items() and (merged or found in ({}, images))
+        shop.install(MASKS)
+        assert contents(goal) == expected and leftovers(shop.folder) == []
+        assert "Aug.zip" in (shop.folder / "checkpoints/SHA256SUMS.json").read_text()
         if status == 0:
             break
-    assert step > 12 and status == 0
+    assert step > 10 and status == 0
 
 
-def test_two_processes_at_once_share_the_work(server, tmp_path):
-    server.files, server.slow = {MASKS.name: MASKS_ZIP}, 0.05
-    processes = [run(server, tmp_path, "masks", wait=False) for _ in range(2)]
-    outputs = [process.communicate(timeout=20)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert len(server.log) == 1
+def test_two_processes_at_once_share_the_work(server, shop):
+    server.files, server.slow = {"SegmentationClassAug.zip": MASKS_ZIP}, 0.5
+    processes = [shop.start("masks") for _ in range(2)]
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0] and len(server.log) == 1
     assert sum("already there" in out for out in outputs) == 1
-    assert contents(tmp_path / "VOC2012/SegmentationClassAug") == IMAGES
+    assert contents(shop.job(MASKS).place) == IMAGES
 
 
-def test_ctrl_c_ends_with_a_clean_line(server, tmp_path):
-    server.files, server.slow = {CLASSIFIER.name: CHECKPOINT * 20}, 0.05
-    process = run(server, tmp_path, "drs", wait=False)
-    wait_until((tmp_path / "checkpoints" / f"{CLASSIFIER.name}.part").exists)
+def test_ctrl_c_ends_with_a_clean_line(server, shop):
+    server.files, server.slow = {"DRS_learnable.pth": CHECKPOINT * 9}, 0.05
+    process = shop.start("drs")
+    wait_until(shop.job(WEIGHTS).part.exists)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted: run the same command again" in err and "Traceback" not in err
+
+
+def test_a_full_disk_costs_no_second_transfer(server, shop, monkeypatch):
+    def no_space(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "DISK_MARGIN", 1 << 60)
+    shop.refusal(MASKS, "no room for 0.00 GB, make some", MASKS_ZIP)
+    assert shop.job(MASKS).part.stat().st_size == 0
+    monkeypatch.undo()
+    with monkeypatch.context() as full:
+        full.setattr(shutil, "copyfileobj", no_space)
+        shop.refusal(MASKS, "No space left on device")
+    assert shop.job(MASKS).part.exists() and not [*shop.job(MASKS).work.glob("*.unpack")]
+    (shop.job(MASKS).work / "x.unpack/deep").mkdir(parents=True)  # of another that was killed
+    shop.install(MASKS)
+    assert len(server.log) == 2 and contents(shop.job(MASKS).place) == IMAGES
+    assert leftovers(shop.folder) == []

@@ -1,12 +1,16 @@
 """Files that are either whole or absent: temporary name in the same folder, then rename."""
 
+import errno
 import json
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+DISK_MARGIN = 64 << 20  # bytes to leave free
 
 
 class UserError(Exception):
@@ -67,3 +71,23 @@ def write_json(path: str | os.PathLike, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
     with atomic_write(path) as tmp:
         tmp.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict:
+    """The JSON object in a file of ours; empty if there is no file.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is no JSON object ({error}): mend or delete it") from error
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise an OSError unless the disk of `folder` has room for `needed` bytes, and a rest."""
+    if needed + DISK_MARGIN > shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, f"no room for {needed / 1e9:.2f} GB, make some", str(folder))
