@@ -10,7 +10,6 @@ list.txt, the list of their images. OUTPUT_DIR appears when it is whole, and not
 """
 
 import argparse
-import os
 import shutil
 import tempfile
 import zipfile
@@ -224,20 +223,19 @@ def unpacked(path: Path, scratch: Path) -> Iterator[Path]:
     Raises:
         UserError: missing, neither of both, damaged, or a ZIP that must not be unpacked.
     """
-    from utils.archives import find_content, unpack
+    from fetching.store import unpack
 
     with tempfile.TemporaryDirectory(dir=scratch) as temporary:
-        folder = path
         try:
-            if not path.is_dir():
-                if not zipfile.is_zipfile(path):
-                    raise UserError("neither a folder nor a ZIP" if path.exists() else "not there")
-                # The unpacker goes by the suffix.
-                archive = Path(temporary) / "export.zip"
-                os.symlink(path.resolve(), archive)
-                folder = Path(temporary) / "content"
-                unpack(archive, folder)
-            folder = find_content(folder, "labelmap.txt")
+            if path.is_dir():
+                found = next(path.rglob("labelmap.txt"), None)
+                if found is None:
+                    raise UserError("it does not hold labelmap.txt")
+                folder = found.parent
+            elif zipfile.is_zipfile(path):
+                folder = unpack(path, Path(temporary), False, "labelmap.txt")
+            else:
+                raise UserError("neither a folder nor a ZIP" if path.exists() else "not there")
         except UserError as error:
             raise UserError(f"--import-cvat {path}: {error}; expected an export of CVAT in the "
                             "format \"Segmentation mask 1.1\"") from error

@@ -9,14 +9,15 @@ usage() {
 usage: bash run.sh [options]
 
 Without --data-root it runs on the built-in demo data: no download, CPU or GPU, minutes.
-With it, it is the paper's run on a VOC 2012 folder.
+With it, it is the paper's run on a VOC 2012 folder, or as much of it as your own photos allow.
 
-  --data-root DIR     data set in VOC 2012 layout (see README)
+  --data-root DIR     data set in VOC 2012 layout, or your own photos (docs/own_data.md)
   --run-dir DIR       where all output goes (default: runs/NAME OF DATA ROOT)
   --stages LIST       comma-separated stages to run, in this order (default: all of them):
                       data,cam,drs,maps,refine,labels,evaluate,deeplab,report
   --gpus N            processes, one a GPU (default: 1); on a machine without a GPU, CPU processes
   --seed N            of the demo data and of all trainings (default: 0)
+  --overwrite         start over: do every stage again
   --help              this text
 
 An interrupted run goes on where it was when the same command is given again.
@@ -29,10 +30,11 @@ fail() {
 }
 
 ALL_STAGES=data,cam,drs,maps,refine,labels,evaluate,deeplab,report
-DATA_ROOT="" RUN_DIR="" STAGES=$ALL_STAGES GPUS=1 SEED=0
+DATA_ROOT="" RUN_DIR="" STAGES=$ALL_STAGES GPUS=1 SEED=0 OVERWRITE=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --help|-h) usage; exit 0 ;;
+        --overwrite) OVERWRITE=(--overwrite); shift; continue ;;
         --data-root|--run-dir|--stages|--gpus|--seed)
             [ $# -ge 2 ] || fail "$1 needs a value" ;;
         *) usage >&2; fail "unknown option $1" ;;
@@ -66,7 +68,7 @@ else
     [ "$SEED" = 0 ] || DATA_ROOT="data/demo-seed$SEED"
     RUN_DIR="${RUN_DIR:-runs/$(basename "$DATA_ROOT")}" CONFIG=demo.yaml
     # `single` is the stand-in for ImageNet. CAM and DRS differ in --drs alone. A short training
-    # from such a start needs a gentler suppression than the paper's 0.55 (README).
+    # from such a start needs a gentler suppression than the paper's 0.55 (docs/demo.md).
     DEMO_DATA=(--classes 6 --train 400 --val 100 --single 600 --size 240 --seed "$SEED")
     NETWORK=(--width 0.125 --batch-norm --image-size 224 --val-list none --seed "$SEED")
     PRETRAIN=("${NETWORK[@]}" --epochs 10 --lr 0.01 --batch-size 16 --milestones 7 9)
@@ -80,13 +82,13 @@ fi
 source utils/environment.sh
 setup_environment requirements.txt
 
-COMMON=(--data-root "$DATA_ROOT" --run-dir "$RUN_DIR")
+COMMON=(--data-root "$DATA_ROOT" --run-dir "$RUN_DIR" "${OVERWRITE[@]}")
 
 # run SCRIPT ARGS...: one stage's script, in as many processes as asked for.
 run() {
     printf '\n== %s\n' "$*"
     if [ "$GPUS" -gt 1 ]; then
-        python -m torch.distributed.run --standalone --nproc_per_node "$GPUS" "$@"
+        python -m utils.torchrun --standalone --nproc-per-node "$GPUS" "$@"
     else
         python "$@"
     fi
@@ -100,7 +102,7 @@ score() {
 
 stage_data() {
     if [ "$CONFIG" = demo.yaml ]; then
-        python -m datasets.synthetic "$DATA_ROOT" "${DEMO_DATA[@]}"
+        python -m datasets.synthetic "$DATA_ROOT" "${DEMO_DATA[@]}" "${OVERWRITE[@]}"
     else
         python -m datasets.voc check "$DATA_ROOT" --quick --strict
         # Better now than after the hours that the stages before DeepLab take.
@@ -145,28 +147,29 @@ stage_evaluate() { # the only stages that open masks are this and the next two
 
 stage_deeplab() { # DeepLab-V2 trained on the pseudo labels, scored on val without and with CRF
     local main=DeepLab-V2-PyTorch/main.py
-    local settings=(-c "DeepLab-V2-PyTorch/configs/$CONFIG" "DATASET.ROOT=$(realpath "$DATA_ROOT")"
+    local settings=("${OVERWRITE[@]}" -c "DeepLab-V2-PyTorch/configs/$CONFIG"
+                    "DATASET.ROOT=$(realpath "$DATA_ROOT")"
                     "DATASET.LABEL_DIR=$(realpath "$RUN_DIR/pseudo_labels")"
                     "EXP.OUTPUT_DIR=$(realpath -m "$RUN_DIR/deeplab")" "EXP.SEED=$SEED")
     run "$main" train "${settings[@]}"
     run "$main" test "${settings[@]}" --save-logits --scores "$RUN_DIR/scores/deeplab.json" \
         --labels-dir "$RUN_DIR/deeplab_labels"
-    if python -c "import pydensecrf.densecrf" 2>/dev/null; then
-        run "$main" crf "${settings[@]}" --stored-logits --labels-dir "$RUN_DIR/deeplab_crf_labels" \
-            --scores "$RUN_DIR/scores/deeplab_crf.json"
-    else
-        echo "warning: no CRF, because pydensecrf is not installed (it needs a C++ compiler)" >&2
-    fi
+    run "$main" crf "${settings[@]}" --stored-logits --labels-dir "$RUN_DIR/deeplab_crf_labels" \
+        --scores "$RUN_DIR/scores/deeplab_crf.json"
 }
 
-stage_report() { # the table and the pictures
+stage_report() { # the table, the pictures, and the page to explore
     python report.py "${COMMON[@]}" --list "$SCORED"
 }
 
-STAGE=""
+STAGE="" TIMES=""
 trap '[ $? -eq 0 ] || echo "error: stage ${STAGE:-set-up} failed; the same command goes on from here" >&2' EXIT
 for STAGE in ${STAGES//,/ }; do
     printf '\n### %s\n' "$STAGE"
+    start=$SECONDS
     "stage_$STAGE"
+    TIMES+="$(printf '%-10s %5d' "$STAGE" $((SECONDS - start)))"$'\n'
 done
+printf '\nstage    seconds\n%s' "$TIMES"
 echo "all output is in $RUN_DIR"
+[ ! -f "$RUN_DIR/report.html" ] || echo "to explore it, open $(realpath "$RUN_DIR/report.html")"

@@ -4,6 +4,7 @@
     python main.py test    -c configs/voc12.yaml
     python main.py crf     -c configs/voc12.yaml
     python main.py predict -c configs/voc12.yaml --input IMAGE_OR_FOLDER --output-dir DIR [--crf]
+    python main.py export  -c configs/voc12.yaml --output deeplab.onnx
 
 On several GPUs: torchrun --nproc-per-node N main.py ... The configuration says where everything
 lies (configs/voc12.yaml explains each key); outputs go under EXP.OUTPUT_DIR:
@@ -16,11 +17,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # datasets and utils, the root's
 
+from utils.options import MIN_SIDE, number
 from utils.stage import launch
 
 COMMANDS = {"train": "train on pseudo labels", "test": "score on SPLIT.VAL",
             "crf": "score on SPLIT.VAL with a fully connected CRF",
-            "predict": "segment any images"}
+            "predict": "segment any images", "export": "write the network as an ONNX file"}
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -62,6 +64,12 @@ def add_options(name: str, command: argparse.ArgumentParser) -> None:
         command.add_argument("--output-dir", type=Path, required=True, metavar="DIR",
                              help="for NAME.png (labels) and overlays/NAME.jpg")
         command.add_argument("--crf", action="store_true", help="sharpen with a CRF")
+        command.add_argument("--max-side", type=number(int, MIN_SIDE, 100_000), default=1024,
+                             metavar="PIXELS", help="larger images are segmented with their longest "
+                             "side shrunk to this; labels keep the image's size (default: 1024)")
+        return
+    if name == "export":
+        command.add_argument("--output", type=Path, required=True, metavar="FILE.onnx")
         return
     command.add_argument("--labels-dir", type=Path, metavar="DIR",
                          help="also write the predicted labels there, as palette PNGs")
@@ -80,12 +88,12 @@ def main(args: argparse.Namespace) -> None:
     """Run the command."""
     from libs.evaluation import evaluate  # here, so that --help does not wait for torch
     from libs.experiment import Experiment
-    from libs.predict import predict
+    from libs.predict import export, predict
     from libs.train import train
 
     experiment = Experiment(args)
-    {"train": train, "test": evaluate, "crf": evaluate, "predict": predict}[args.command](
-        args, experiment)
+    {"train": train, "test": evaluate, "crf": evaluate, "predict": predict, "export": export}[
+        args.command](args, experiment)
 
 
 if __name__ == "__main__":

@@ -94,4 +94,4 @@ class Experiment:
         """Parameters of the CRF."""
         crf = self.config.CRF
         return CRFParams(crf.ITER_MAX, crf.POS_W, crf.POS_XY_STD, crf.BI_W, crf.BI_XY_STD,
-                         crf.BI_RGB_STD, crf.NEGLIGIBLE)
+                         crf.BI_RGB_STD, crf.NEGLIGIBLE, crf.BACKEND)

@@ -1,15 +1,19 @@
-"""`predict`: label PNGs and overlays of any images."""
+"""`predict`: label PNGs and overlays of any images; `export`: the network as an ONNX file."""
 
 import argparse
 from dataclasses import asdict
 
+import numpy as np
+
+from datasets.layout import VOC_CLASSES
 from datasets.voc import collate
-from labelling.labels import save_label
+from labelling.labels import save_label, voc_palette
 from labelling.visualize import overlay_label, save_image
 from libs.data import Pictures, find_pictures
 from libs.experiment import Experiment
+from libs.export import export_onnx
 from libs.inference import run_network, segment
-from libs.transforms import Inference
+from libs.transforms import Inference, nearest
 from utils import outputs, provenance
 from utils.files import output_folder
 from utils.loading import inference_batches
@@ -24,18 +28,33 @@ def predict(args: argparse.Namespace, experiment: Experiment) -> None:
     experiment.open(args.output_dir)
     model, classes = experiment.load_network(args.checkpoint)
     record = provenance.Record(
-        "DeepLab-V2 predict", {"crf": crf and asdict(crf), "precision": runtime.precision},
+        "DeepLab-V2 predict",
+        {"crf": crf and asdict(crf), "max_side": args.max_side, "precision": runtime.precision},
         classes or [], {"checkpoint": provenance.file_digest(args.checkpoint)},
         {path.stem: {"image": path.stat().st_size} for path in paths}, provenance.now(),
         {"images": str(args.input)})
     todo = outputs.unfinished({args.output_dir: record}, args, runtime)
-    batches = inference_batches(Pictures(paths, Inference(config.IMAGE.MEAN)), todo, 1, runtime,
-                                config.RUN.NUM_WORKERS, collate)
+    batches = inference_batches(Pictures(paths, Inference(config.IMAGE.MEAN), args.max_side), todo,
+                                1, runtime, config.RUN.NUM_WORKERS, collate)
     if args.dry_run:
         return batches.dry_run(len(todo), args.output_dir)
     overlays = output_folder(args.output_dir / "overlays")
     errors: list[str] = []
     for sample, label in segment(run_network(model, batches, runtime, "predict", errors), crf):
-        save_image(overlays / f"{sample['id']}.jpg", overlay_label(sample["pixels"], label))
+        small = nearest(label, sample["pixels"].shape[:2])
+        save_image(overlays / f"{sample['id']}.jpg", overlay_label(sample["pixels"], small))
         save_label(args.output_dir / f"{sample['id']}.png", label)
     report_failures(errors, len(todo), runtime)
+
+
+def export(args: argparse.Namespace, experiment: Experiment) -> None:
+    """Write the network of a checkpoint as ONNX, with its class names, mean and palette."""
+    experiment.open()
+    model, classes = experiment.load_network(args.checkpoint)
+    maps = model.config["num_classes"] - 1
+    if classes is None:  # a released file, of VOC, names none
+        classes = VOC_CLASSES if maps == len(VOC_CLASSES) else [f"class {i}" for i in range(maps)]
+    if args.dry_run:
+        return
+    palette = np.frombuffer(voc_palette(), np.uint8).reshape(256, 3).tolist()
+    export_onnx(model, args.output, ["background", *classes], experiment.config.IMAGE.MEAN, palette)
