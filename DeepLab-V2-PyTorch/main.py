@@ -65,8 +65,9 @@ def add_options(name: str, command: argparse.ArgumentParser) -> None:
                              help="for NAME.png (labels) and overlays/NAME.jpg")
         command.add_argument("--crf", action="store_true", help="sharpen with a CRF")
         command.add_argument("--max-side", type=number(int, MIN_SIDE, 100_000), default=1024,
-                             metavar="PIXELS", help="larger images are segmented with their longest "
-                             "side shrunk to this; labels keep the image's size (default: 1024)")
+                             metavar="PIXELS",
+                             help="larger images are segmented with their longest side shrunk to "
+                                  "this; labels keep the image's size (default: 1024)")
         return
     if name == "export":
         command.add_argument("--output", type=Path, required=True, metavar="FILE.onnx")
