@@ -1,112 +1,61 @@
-"""The end of a run: one table of all scores, and pictures that show why.
+"""See a run, finished or not: a page to explore, one table of all scores, and pictures.
 
-In: RUN_DIR/scores/*.json and the folders of maps and labels. Out: the table on the terminal and in
-RUN_DIR/table.md; RUN_DIR/pseudo_labels.png and, if DeepLab has run, RUN_DIR/deeplab.png.
+In: RUN_DIR with whatever the stages have left there. Out: RUN_DIR/report.html, one file that needs
+nothing else; the table on the terminal and in RUN_DIR/table.md; RUN_DIR/pseudo_labels.png and, if
+DeepLab has run, RUN_DIR/deeplab.png. Scores and masks are shown where they are.
 """
 
 import argparse
-import json
-from collections.abc import Callable
-from pathlib import Path
 
-import cv2
-import numpy as np
-
-from datasets.images import read_image
-from datasets.layout import DataRoot, Entry
-from labelling.labels import read_label
-from labelling.maps import load_maps
-from labelling.visualize import overlay_label, overlay_maps, save_grid
 from utils import options
 from utils.files import UserError, atomic_write
 from utils.logging import get_logger
-from utils.stage import begin, launch
 
 log = get_logger()
-# Name of the result (RUN_DIR/scores/NAME.json) and its row in the table, in the order of the data.
-RESULTS = {"cam": "plain CAM (no DRS)", "drs": "DRS", "refined": "DRS + refinement",
-           "pseudo_labels": "pseudo labels", "deeplab": "DeepLab-V2",
-           "deeplab_crf": "DeepLab-V2 + CRF"}
-PICTURE_HEIGHT = 240  # pixels a cell
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = options.stage_parser(__doc__, images="train", output="", batch_size=None)
-    parser.add_argument("--val-list", default="val", help="images of DeepLab's picture")
+    parser.add_argument("--val-list", default="val", help="images that DeepLab is shown on")
+    parser.add_argument("--images", type=options.positive_int, default=60, metavar="N",
+                        help="images of each list on the page, evenly spaced; the 10 worst and "
+                             "best come on top where there are masks")
     parser.add_argument("--rows", type=options.positive_int, default=6, help="images a picture")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
+    import torch
+
+    from datasets.layout import DataRoot
+    from reporting.grids import write_grids
+    from reporting.overview import write_report
+    from reporting.run import read_scores, score_table
+    from utils.stage import begin
+
     options.resolve_folders(args)
     root, run = DataRoot(args.data_root), args.run_dir
     if not run.is_dir():
         raise UserError(f"--run-dir {run}: no such folder")
     begin(args, {"scores": run / "scores"})
-
-    def maps(folder: str) -> Callable[[Entry, np.ndarray], np.ndarray]:
-        return lambda entry, image: overlay_maps(
-            image, load_maps(run / folder / f"{entry.id}.png", len(root.classes))[0])
-
-    def label(folder: Path) -> Callable[[Entry, np.ndarray], np.ndarray]:
-        return lambda entry, image: overlay_label(image, read_label(folder / f"{entry.id}.png"))
-
-    picture(root, args.list, args.rows, run / "pseudo_labels.png", [
-        ("CAM without DRS", run / "cam_maps", maps("cam_maps")),
-        ("CAM with DRS", run / "localization_maps", maps("localization_maps")),
-        ("refined map", run / "refined_maps", maps("refined_maps")),
-        ("pseudo label", run / "pseudo_labels", label(run / "pseudo_labels")),
-        ("mask", root.mask_dir, label(root.mask_dir))])
-    picture(root, args.val_list, args.rows, run / "deeplab.png", [
-        ("DeepLab-V2", run / "deeplab_labels", label(run / "deeplab_labels")),
-        ("DeepLab-V2 + CRF", run / "deeplab_crf_labels", label(run / "deeplab_crf_labels")),
-        ("mask", root.mask_dir, label(root.mask_dir))])
-    table = score_table(run / "scores")
-    with atomic_write(run / "table.md") as tmp:
-        tmp.write_text(table + "\n", encoding="utf-8")
-    print(f"\n{table}\n")
-
-
-def picture(root: DataRoot, name: str, count: int, path: Path,
-            columns: list[tuple[str, Path, Callable[[Entry, np.ndarray], np.ndarray]]]) -> None:
-    """Write a grid of `count` images, evenly spaced over a list, with the columns that exist."""
-    columns = [column for column in columns if column[1].is_dir()]
-    if len(columns) < 2 or root.find_list(name) is None:
-        return
-    entries = root.entries(name, labels=False)
-    # Evenly spaced: a picture of chosen images would prove nothing.
-    chosen = [entries[i] for i in np.linspace(0, len(entries) - 1, min(count, len(entries)),
-                                              dtype=int)]
-    rows = []
-    for entry in chosen:
-        image = np.asarray(read_image(root.image(entry.id))[0])
-        cells = [image] + [draw(entry, image) for _, _, draw in columns]
-        width = round(image.shape[1] * PICTURE_HEIGHT / image.shape[0])
-        rows.append([cv2.resize(cell, (width, PICTURE_HEIGHT), interpolation=cv2.INTER_AREA)
-                     for cell in cells])
-    save_grid(path, rows, ["image", *(title for title, _, _ in columns)])
-    log.info("wrote %s", path)
-
-
-def score_table(folder: Path) -> str:
-    """The scores in `folder` as a Markdown table.
-
-    Raises:
-        UserError: there are none.
-    """
-    lines = ["| result | images | mIoU | precision | recall | pixel accuracy |",
-             "| --- | --- | ---: | ---: | ---: | ---: |"]
-    for name, title in RESULTS.items():
-        path = folder / f"{name}.json"
-        if path.is_file():
-            scores = json.loads(path.read_text(encoding="utf-8"))
-            numbers = " | ".join(f"{100 * scores[key]:.1f}" for key in
-                                 ("miou", "precision", "recall", "pixel_accuracy"))
-            lines.append(f"| {title} | {scores['images']} of {scores['list']} | {numbers} |")
-    if len(lines) == 2:
-        raise UserError(f"{folder}: no scores of {', '.join(RESULTS)}; run evaluate.py first")
-    return "\n".join(lines)
+    torch.set_num_threads(1)  # the images share the cores, not the pixels of one image
+    write_grids(run, root, args.list, args.val_list, args.rows)
+    lists = [args.list]
+    if (run / "deeplab_labels").is_dir():
+        lists.append(args.val_list)
+    page = write_report(run, root, lists, args.images)
+    table = score_table(read_scores(run))
+    if table is None:
+        log.info("no scores in %s: evaluate.py writes them, where there are masks", run / "scores")
+    else:
+        with atomic_write(run / "table.md") as tmp:
+            tmp.write_text(table + "\n", encoding="utf-8")
+        print(f"\n{table}\n")
+    print(page)
 
 
 if __name__ == "__main__":
-    launch(main, parse())
+    arguments = parse()  # before the imports that take seconds
+    from utils.stage import launch
+
+    launch(main, arguments)

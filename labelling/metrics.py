@@ -74,17 +74,21 @@ def count_labels(prediction: np.ndarray | Tensor, target: np.ndarray | Tensor, n
     return np.concatenate((pairs[:, :num_labels], missed), axis=1)
 
 
-def mean_iou(counts: np.ndarray) -> float:
-    """Mean IoU over the labels in the ground truth; NaN where it has no label at all.
+def label_iou(counts: np.ndarray) -> dict[int, float]:
+    """The IoU of each label that is in the ground truth.
 
     Args:
         counts: (n, n + 1), as in `ConfusionMatrix.counts`.
     """
     hits, truth, predicted = _marginals(counts)
-    present = truth > 0
-    if not present.any():
-        return float("nan")
-    return float((hits[present] / (truth + predicted - hits)[present]).mean())
+    union = truth + predicted - hits
+    return {int(label): float(hits[label] / union[label]) for label in np.flatnonzero(truth)}
+
+
+def mean_iou(counts: np.ndarray) -> float:
+    """The mean of `label_iou`; NaN where the ground truth has no label at all."""
+    iou = label_iou(counts)
+    return sum(iou.values()) / len(iou) if iou else float("nan")
 
 
 def _marginals(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -1,0 +1,1 @@
+"""Results as pages to look at: one HTML file each, with everything it needs inside."""
