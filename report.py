@@ -7,37 +7,40 @@ DeepLab has run, RUN_DIR/deeplab.png. Scores and masks are shown where they are.
 
 import argparse
 
-from utils import options
 from utils.files import UserError, atomic_write
 from utils.logging import get_logger
+from utils.options import StageParser, positive_int
+from utils.stage import begin, launch
 
 log = get_logger()
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = options.stage_parser(__doc__, images="train", output="", batch_size=None)
+    """The options."""
+    parser = StageParser(__doc__, images="train", output="", batch_size=None)
     parser.add_argument("--val-list", default="val", help="images that DeepLab is shown on")
-    parser.add_argument("--images", type=options.positive_int, default=60, metavar="N",
+    parser.add_argument("--images", type=positive_int, default=60, metavar="N",
                         help="images of each list on the page, evenly spaced; the 10 worst and "
                              "best come on top where there are masks")
-    parser.add_argument("--rows", type=options.positive_int, default=6, help="images a picture")
+    parser.add_argument("--rows", type=positive_int, default=6, help="images a picture")
     return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
-    import torch
+    """Write the page, the table and the pictures of what there is."""
+    import torch  # here, so that --help does not wait for it
 
     from datasets.layout import DataRoot
     from reporting.grids import write_grids
     from reporting.overview import write_report
     from reporting.run import read_scores, score_table
-    from utils.stage import begin
 
-    options.resolve_folders(args)
     root, run = DataRoot(args.data_root), args.run_dir
     if not run.is_dir():
         raise UserError(f"--run-dir {run}: no such folder")
-    begin(args, {"scores": run / "scores"})
+    begin(args)
+    if args.dry_run:
+        return log.info("dry run: would write %s", run / "report.html")
     torch.set_num_threads(1)  # the images share the cores, not the pixels of one image
     write_grids(run, root, args.list, args.val_list, args.rows)
     lists = [args.list]
@@ -55,7 +58,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    arguments = parse()  # before the imports that take seconds
-    from utils.stage import launch
-
-    launch(main, arguments)
+    launch(main, parse())
