@@ -26,7 +26,6 @@ from utils.stage import launch
 
 if TYPE_CHECKING:  # they import torch, which takes seconds: not for --help
     import numpy as np
-    from PIL.Image import Image
 
     from datasets.layout import DataRoot
 
@@ -91,17 +90,13 @@ def export(args: argparse.Namespace, root: "DataRoot", folder: Path) -> str:
     empty = 0
     with closing(writers[args.format](folder, root.classes)) as writer:
         for image_id in progress(ids, "exporting", unit="image"):
-            label, image, orientation = read_checked(root, args.labels_dir, image_id)
+            label, orientation = read_checked(root, args.labels_dir, image_id)
             label = without_small_regions(label, args.min_area)
             path, before = root.image(image_id), writer.regions
             writer.add(image_id, path.relative_to(root.image_dir).as_posix(), label)
             empty += writer.regions == before
             if writer.photos is not None:
-                copy = writer.new_file(f"{writer.photos}/{image_id}.jpg")
-                if path.suffix.lower() in JPEG_SUFFIXES and orientation == 1:
-                    shutil.copyfile(path, copy)
-                else:
-                    image.save(copy, quality=JPEG_QUALITY)
+                copy_photo(path, orientation, writer.new_file(f"{writer.photos}/{image_id}.jpg"))
     return (f"{len(ids)} images, {writer.regions} regions"
             + (f"; {empty} images have none" if empty else ""))
 
@@ -135,23 +130,33 @@ def labelled_images(root: "DataRoot", labels_dir: Path, name: str | None) -> lis
     return ids
 
 
-def read_checked(root: "DataRoot", labels_dir: Path, image_id: str
-                 ) -> tuple["np.ndarray", "Image", int]:
-    """Labels (H, W) uint8 as they lie on the upright photo, that photo, and its orientation.
+def copy_photo(path: Path, orientation: int, copy: Path) -> None:
+    """Write a photo as an upright JPEG: the very file, if it is one already."""
+    from datasets.images import read_image
+
+    if path.suffix.lower() in JPEG_SUFFIXES and orientation == 1:
+        shutil.copyfile(path, copy)
+    else:
+        read_image(path)[0].save(copy, quality=JPEG_QUALITY)
+
+
+def read_checked(root: "DataRoot", labels_dir: Path, image_id: str) -> tuple["np.ndarray", int]:
+    """Labels (H, W) uint8 as they lie on the upright photo, and the photo's EXIF orientation.
 
     Raises:
         UserError: one of them cannot be read, they differ in size, or a number is no class.
     """
-    from datasets.images import read_companion, read_image
+    from datasets.images import read_companion
+    from datasets.scoring import image_size
     from labelling.labels import IGNORE
 
     path, classes = labels_dir / f"{image_id}.png", len(root.classes)
-    image, orientation = read_image(root.image(image_id))
-    label = read_companion(path, (image.height, image.width), orientation)
+    size, orientation = image_size(root.image(image_id))
+    label = read_companion(path, size, orientation)
     wrong = label[(label > classes) & (label != IGNORE)]
     if wrong.size:
         raise UserError(f"{path}: holds class number {wrong[0]}, but there are {classes} classes")
-    return label, image, orientation
+    return label, orientation
 
 
 def import_cvat(args: argparse.Namespace, root: "DataRoot", folder: Path) -> str:
@@ -195,7 +200,7 @@ def cvat_labels(given: Path, source: Path, root: "DataRoot"
     Raises:
         UserError: it is no such export, or does not fit the data root.
     """
-    from datasets.images import read_image
+    from datasets.scoring import image_size
     from labelling.cvat import CvatReader, find_image_id
 
     try:
@@ -208,9 +213,9 @@ def cvat_labels(given: Path, source: Path, root: "DataRoot"
         if image_id is None:
             raise UserError(f"--import-cvat {given}: {name[:80]!r} is no image of "
                             f"{root.image_dir}")
-        image, _ = read_image(root.image(image_id))
+        size, _ = image_size(root.image(image_id))
         try:
-            label = reader.label(name, (image.height, image.width))
+            label = reader.label(name, size)
         except UserError as error:
             raise UserError(f"--import-cvat {given}: {error}") from error
         yield image_id, name, label
@@ -218,24 +223,25 @@ def cvat_labels(given: Path, source: Path, root: "DataRoot"
 
 @contextmanager
 def unpacked(path: Path, scratch: Path) -> Iterator[Path]:
-    """The folder with labelmap.txt in a folder, or in a ZIP that is unpacked below `scratch`.
+    """The folder with the labelmap in a folder, or in a ZIP that is unpacked below `scratch`.
 
     Raises:
         UserError: missing, neither of both, damaged, or a ZIP that must not be unpacked.
     """
     from fetching.store import unpack
+    from labelling.cvat import LABELMAP
 
     with tempfile.TemporaryDirectory(dir=scratch) as temporary:
         try:
-            if path.is_dir():
-                found = next(path.rglob("labelmap.txt"), None)
-                if found is None:
-                    raise UserError("it does not hold labelmap.txt")
-                folder = found.parent
-            elif zipfile.is_zipfile(path):
-                folder = unpack(path, Path(temporary), False, "labelmap.txt")
-            else:
+            if zipfile.is_zipfile(path):
+                folder = unpack(path, Path(temporary), is_tar=False, holds=LABELMAP)
+            elif not path.is_dir():
                 raise UserError("neither a folder nor a ZIP" if path.exists() else "not there")
+            else:
+                found = sorted(path.glob(LABELMAP)) + sorted(path.glob(f"*/{LABELMAP}"))
+                if not found:
+                    raise UserError(f"it does not hold {LABELMAP}")
+                folder = found[0].parent
         except UserError as error:
             raise UserError(f"--import-cvat {path}: {error}; expected an export of CVAT in the "
                             "format \"Segmentation mask 1.1\"") from error

@@ -6,6 +6,7 @@ Finished photos are skipped when it is started again.
 """
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 from utils.options import StageParser, neutral, side
@@ -27,10 +28,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
                        help="FILE.onnx: scale its input and read its output like this network's")
     group.add_argument("--input-size", type=side, metavar="PIXELS",
                        help="FILE.onnx: side of the square input, where the file leaves it open")
-    args = parser.parse_args(argv)
-    if args.model in MODELS:
-        args.like = args.model
-    return args
+    return parser.parse_args(argv)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -45,6 +43,7 @@ def main(args: argparse.Namespace) -> None:
     from utils import outputs
     from utils.loading import inference_batches
     from utils.logging import get_logger, progress
+    from utils.provenance import Record, now
     from utils.writing import Writers
 
     root = DataRoot(args.data_root)
@@ -56,10 +55,13 @@ def main(args: argparse.Namespace) -> None:
     on_gpu = runtime.device.type == "cuda" and wants_gpu(args.device)
     network = SaliencyNetwork(path, recipe, side=args.input_size, threads=torch.get_num_threads(),
                               device=runtime.device.index if on_gpu else None)
-    get_logger().info("%s: %s, input %dx%d, on the %s", path, args.like, *network.transform.size,
+    get_logger().info("%s: input %dx%d, on the %s", path, *network.transform.size,
                       "GPU" if on_gpu else "CPU")
 
-    record = outputs.made_from(args, root, entries, network.dtype.__name__)
+    facts = {"input_size": network.transform.size} | {
+        name: value for name, value in asdict(recipe).items() if name not in ("file", "side")}
+    record = Record("make_saliency", facts, [], images=outputs.image_facts(root, entries),
+                    made=now(), places={"images": str(root.image_dir)})
     record.add_file("network", path)
     todo = outputs.unfinished({args.output_dir: record}, args, runtime)
     dataset = VOCDataset(root, entries, network.transform, tolerant=True)

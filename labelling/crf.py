@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from utils.files import UserError
 
@@ -42,6 +43,7 @@ class CRFParams:
     bilateral_xy: float = 67.0
     bilateral_rgb: float = 3.0
     negligible: float = 0.05
+    backend: str = "pydensecrf"
 
 
 def require_crf() -> None:
@@ -64,7 +66,8 @@ def dense_crf(image: np.ndarray, probabilities: np.ndarray,
     """Marginals of the fully connected CRF.
 
     Args:
-        image: (H, W, 3) uint8; the order of the channels does not matter.
+        image: (H, W, 3) uint8, RGB. The lattice is not symmetric in the channels; it is fed BGR,
+            as the program is that the published figures come from.
         probabilities: (C, H, W) float, each pixel's sum 1.
         params: see `CRFParams`.
 
@@ -88,7 +91,7 @@ def dense_crf(image: np.ndarray, probabilities: np.ndarray,
     crf.setUnaryEnergy(unary.reshape(len(classes), -1))
     crf.addPairwiseGaussian(sxy=params.position_xy, compat=params.position_weight)
     crf.addPairwiseBilateral(sxy=params.bilateral_xy, srgb=params.bilateral_rgb,
-                             rgbim=np.require(image, requirements=("C", "W")),
+                             rgbim=np.require(image[..., ::-1], requirements=("C", "W")),
                              compat=params.bilateral_weight)
     marginals = np.zeros(probabilities.shape, dtype=np.float32)
     marginals[classes] = np.asarray(crf.inference(params.iterations)).reshape(unary.shape)
@@ -101,19 +104,20 @@ def crf_label(image: np.ndarray, probabilities: np.ndarray,
     return dense_crf(image, probabilities, params).argmax(axis=0).astype(np.uint8)
 
 
-def crf_labels(items: Iterable[tuple[Key, np.ndarray, np.ndarray]], processes: int = 1,
-               params: CRFParams = CRFParams()) -> Iterator[tuple[Key, np.ndarray]]:
+def crf_labels(items: Iterable[tuple[Key, np.ndarray, Any]], params: CRFParams = CRFParams(),
+               processes: int = 1) -> Iterator[tuple[Key, np.ndarray]]:
     """`crf_label` of many images in a pool of processes.
 
     Args:
-        items: (key, image, probabilities); read as the pool gets on, so that memory does not
-            grow with the number of images. Keys stay in this process.
-        processes: 1 computes in this process; the result is the same.
+        items: (key, image, probabilities, an array or a tensor); read as the pool gets on, so that
+            memory does not grow with the number of images. Keys stay in this process.
         params: see `CRFParams`.
+        processes: 1 computes in this process; the result is the same.
 
     Yields:
         (key, label) in the order of `items`.
     """
+    items = ((key, image, torch.as_tensor(scores).cpu().numpy()) for key, image, scores in items)
     require_crf()
     if processes <= 1:
         for key, image, probabilities in items:
@@ -137,7 +141,7 @@ def crf_labels(items: Iterable[tuple[Key, np.ndarray, np.ndarray]], processes: i
             pool.shutdown(cancel_futures=True)
 
 
-def score_probabilities(scores: np.ndarray, background: float) -> np.ndarray:
+def score_probabilities(scores: torch.Tensor, background: float) -> torch.Tensor:
     """Localization scores against a constant score of the background, as the CRF's input.
 
     Args:
@@ -148,6 +152,6 @@ def score_probabilities(scores: np.ndarray, background: float) -> np.ndarray:
         (1 + K, H, W) float32, the background first, each pixel's sum 1. The most probable is what
         a threshold at `background` gives.
     """
-    floor = np.full((1, *scores.shape[1:]), background, np.float32)
-    stack = np.concatenate((floor, scores.astype(np.float32)))
-    return stack / stack.sum(axis=0)
+    scores = torch.as_tensor(scores).float()
+    stack = torch.cat((scores.new_full((1, *scores.shape[1:]), background), scores))
+    return stack / stack.sum(dim=0)

@@ -263,6 +263,7 @@ def train_deeplab(output: Path, *settings: str) -> None:
     assert list(output.rglob("checkpoint_final.pth"))
 
 
+@pytest.mark.slow
 def test_deeplab_trains_on_an_export_in_voc_layout(data, tmp_path):
     out = export(data, tmp_path / "out", "voc")
     train_deeplab(tmp_path / "deeplab", f"DATASET.ROOT={out}",
@@ -390,6 +391,7 @@ def test_corrected_labels_come_back(data, tmp_path, pack):
             np.unique(data[1][entry.id]).tolist()) - {0, IGNORE}
 
 
+@pytest.mark.slow
 def test_deeplab_trains_on_corrected_labels(data, tmp_path):
     source = cvat_folder(tmp_path / "task", data[1], list(data[1]))
     out = tmp_path / "corrected"
