@@ -41,8 +41,8 @@ def main(args: argparse.Namespace) -> None:
     from datasets.layout import DataRoot
     from datasets.transforms import ImageOnly
     from datasets.voc import VOCDataset, collate
-    from labelling.crf import crf_labels, score_probabilities
-    from labelling.labels import IGNORE, background_scores, fuse, save_label
+    from labelling.crf import require_crf
+    from labelling.labels import background_scores, fuse, save_label
     from labelling.maps import save_maps, to_bytes
     from labelling.summary import LabelSummary
     from models import build
@@ -56,6 +56,8 @@ def main(args: argparse.Namespace) -> None:
     runtime = begin(args)
     entries = root.entries(args.list)
     saliency_dir = resolve_background(args, root.saliency_dir)
+    if args.background == "crf":
+        require_crf()
     if args.background != "saliency" and args.background_score < args.alpha:
         log.warning("--background-score %g has no effect: scores below --alpha %g count as 0; "
                     "lower --alpha too", args.background_score, args.alpha)
@@ -102,20 +104,10 @@ def main(args: argparse.Namespace) -> None:
                     writers.submit(save_maps, args.save_maps / name, to_bytes(scores), classes)
                 yield name, label, classes, scores, batch["pixels"][i] if dataset.pixels else None
 
-    def sharpened(images: Any) -> Any:
-        """The same with labels drawn to the borders in the image; what is ignored stays so."""
-        cut = max(args.alpha, args.background_score)
-        jobs = (((name, label, classes), pixels, score_probabilities(scores, cut))
-                for name, label, classes, scores, pixels in images)
-        for (name, label, classes), strongest in crf_labels(jobs):
-            numbers = torch.tensor([0, *(index + 1 for index in classes)], dtype=torch.uint8)
-            drawn = numbers[torch.as_tensor(strongest).long().cpu()]
-            yield name, torch.where(label.cpu() == IGNORE, label.cpu(), drawn), classes
-
     with Writers() as writers:
         results = labelled(writers)
         if args.background == "crf":
-            results = sharpened(results)
+            results = sharpened(results, max(args.alpha, args.background_score))
         for name, label, classes, *_ in results:
             label = label.cpu().numpy()
             summary.add(label, classes)
@@ -129,6 +121,29 @@ def main(args: argparse.Namespace) -> None:
         if warning := summary.warning():
             log.warning("%s", warning)
     report_failures(errors, len(entries), runtime)
+
+
+def sharpened(images: Any, background: float) -> Any:
+    """Labels drawn to the borders in the image by the CRF; what is to be ignored stays so.
+
+    Args:
+        images: (name, label (H, W), classes, scores (K, H, W), pixels) of each image.
+        background: the threshold on the scores that its labels come from.
+
+    Yields:
+        (name, label, classes).
+    """
+    import torch
+
+    from labelling.crf import crf_labels, score_probabilities
+    from labelling.labels import IGNORE
+
+    jobs = (((name, label, classes), pixels, score_probabilities(scores, background))
+            for name, label, classes, scores, pixels in images)
+    for (name, label, classes), strongest in crf_labels(jobs):
+        numbers = torch.tensor([0, *(index + 1 for index in classes)], dtype=torch.uint8)
+        drawn, label = numbers[torch.as_tensor(strongest).long().cpu()], torch.as_tensor(label).cpu()
+        yield name, torch.where(label == IGNORE, label, drawn), classes
 
 
 def of_the_maps(record: "Record") -> "Record":

@@ -34,7 +34,8 @@ def scene(height: int = 50, width: int = 70, classes: int = 21, seed: int = 0):
 
 def test_golden_marginals_and_label():
     for negligible in (0.0, CRFParams().negligible):
-        marginals = dense_crf(GOLDEN["crf_image"], GOLDEN["crf_probabilities"],
+        # The figures' image is as the lattice saw it: BGR for us.
+        marginals = dense_crf(GOLDEN["crf_image"][..., ::-1], GOLDEN["crf_probabilities"],
                               CRFParams(negligible=negligible))
         assert marginals.dtype == np.float32
         np.testing.assert_allclose(marginals, GOLDEN["crf_marginals"], atol=1e-4)

@@ -22,6 +22,7 @@ def get_logger() -> logging.Logger:
 
 def setup_logging(log_file: Path | None = None, main_process: bool = True) -> logging.Logger:
     """Log to stderr and, if given, append to `log_file`; other ranks log warnings only."""
+    logging.raiseExceptions = False  # a full disk under the log file is no reason for tracebacks
     logger = get_logger()
     for handler in list(logger.handlers):
         logger.removeHandler(handler)

@@ -71,8 +71,12 @@ def launch(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace
             raise
         fail(f"error: {message}")
     finally:
-        signal.signal(signal.SIGTERM, before)
+        # Tidying up is quick, and not to be interrupted.
+        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _session.close(completed)
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, before)
         if "torch" in sys.modules:
             from utils.runtime import shutdown
 
@@ -141,7 +145,6 @@ def open_output(runtime: "Runtime", logs: Path | None, name: str, options: Mappi
     if runtime.main:
         for folder in folders:
             hold(output_folder(folder))
-            sweep(folder)
     runtime.barrier()
     if logs is not None:
         output_folder(logs, "--run-dir")
@@ -169,12 +172,13 @@ def note(**facts: Any) -> None:
 
 
 def hold(folder: Path) -> None:
-    """Lock `folder` until this stage ends, however it ends.
+    """Lock `folder` until this stage ends, however it ends; remove what a killed one left there.
 
     Raises:
         UserError: another process works there.
     """
     _session.locks.append(hold_path(folder / LOCK, str(folder)))
+    sweep(folder)
 
 
 def hold_path(path: Path, what: str) -> "FileLock":
@@ -198,8 +202,15 @@ def hold_path(path: Path, what: str) -> "FileLock":
     except OSError as error:
         raise UserError(f"{what}: cannot be locked ({error.strerror or error})") from error
     since = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-    path.with_suffix(".holder").write_text(
-        f"process {os.getpid()} on {socket.gethostname()} since {since}\n", encoding="utf-8")
+    try:
+        path.with_suffix(".holder").write_text(
+            f"process {os.getpid()} on {socket.gethostname()} since {since}\n", encoding="utf-8")
+    except OSError as error:
+        free(held)
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    except BaseException:  # Ctrl-C in just this moment
+        free(held)
+        raise
     return held
 
 
