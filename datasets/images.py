@@ -7,35 +7,67 @@ file is a `UserError` that names it.
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from labelling.labels import read_label
 from utils.files import UserError
+from utils.images import open_image, photo_formats
 
 _ORIENTATION = 0x0112  # EXIF tag
-_TRANSPOSED = range(5, 9)  # its values that swap height and width
+# Its values other than 1 (stored upright), with what turns the stored image upright.
+_UPRIGHT = {2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180,
+            4: Image.Transpose.FLIP_TOP_BOTTOM, 5: Image.Transpose.TRANSPOSE,
+            6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+            8: Image.Transpose.ROTATE_90}
+_TRANSPOSED = range(5, 9)  # those that swap height and width
 
 
 def read_image(path: Path) -> tuple[Image.Image, int]:
-    """Open any image as upright RGB; also return its EXIF orientation (1: stored upright).
+    """Open a photo as upright RGB; also return its EXIF orientation (1: stored upright).
+
+    JPEG, PNG, TIFF, WebP and BMP, and HEIC where pillow-heif is installed, whatever the suffix.
 
     Raises:
-        UserError: missing, truncated, no image, or absurdly large.
+        UserError: missing, truncated, no image of these formats, or absurdly large.
     """
+    with open_image(path, "image", photo_formats(path)) as image:
+        orientation = _orientation(image)
+        image = _upright(image, orientation)
+        if image.mode.startswith("I"):  # 16-bit grey: keep the upper 8 bits
+            image = Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
+        elif "transparency" in image.info:  # a palette's: Pillow asks for this detour
+            image = image.convert("RGBA")
+        return image.convert("RGB"), orientation
+
+
+def image_size(path: Path) -> tuple[tuple[int, int], int]:
+    """The (height, width) in pixels of the upright image, and its EXIF orientation.
+
+    Reads the header alone, but for PNGs: their EXIF may stand behind the pixels.
+
+    Raises:
+        UserError: missing, or no image. Damage behind the header is not seen.
+    """
+    with open_image(path, "image", photo_formats(path)) as image:
+        orientation = _orientation(image)
+        width, height = image.size
+        return ((width, height) if orientation in _TRANSPOSED else (height, width)), orientation
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 where it is not told or nonsense."""
+    if image.format == "PNG":  # asked for EXIF, Pillow decodes it: an error then is the pixels'
+        image.load()
     try:
-        with Image.open(path) as image:
-            orientation = image.getexif().get(_ORIENTATION, 1)
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16-bit grey: keep the upper 8 bits
-                image = Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
-            elif "transparency" in image.info:  # a palette's: Pillow asks for this detour
-                image = image.convert("RGBA")
-            return image.convert("RGB"), orientation
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such image") from error
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError,
-            Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: unreadable image ({error})") from error
+        value = image.getexif().get(_ORIENTATION)
+    except Exception:  # damaged EXIF: viewers show such a photo as it is stored, and so do we
+        return 1
+    return int(value) if value in list(_UPRIGHT) else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    # Not ImageOps.exif_transpose: it writes the EXIF anew, and fails on fields of a wrong type.
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def read_companion(path: Path, size: tuple[int, int], orientation: int = 1) -> np.ndarray:
@@ -64,9 +96,7 @@ def match_image(array: np.ndarray, path: Path, size: tuple[int, int], orientatio
         UserError: its size is not the image's.
     """
     if array.shape != size and orientation in _TRANSPOSED and array.shape == size[::-1]:
-        image = Image.fromarray(array)
-        image.getexif()[_ORIENTATION] = orientation
-        array = np.array(ImageOps.exif_transpose(image))
+        array = np.array(_upright(Image.fromarray(array), orientation))
     if array.shape != size:
         raise UserError(f"{path}: {array.shape[1]}x{array.shape[0]} pixels, but its image has "
                         f"{size[1]}x{size[0]}")

@@ -1,111 +1,123 @@
 """A data root: where images, labels, masks and saliency lie, what the classes and lists are.
 
-Works for the VOC 2012 layout and for a plain folder of images with a `classes.txt`. Everything
-read here comes from outside and is checked: names, numbers, XML.
+Works for the VOC 2012 layout, for COCO's, and for a folder of photos with whatever says what is in
+them (`datasets/sources.py`). Everything read here comes from outside and is checked.
 """
 
 import logging
-import re
-import unicodedata
-import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from utils.files import UserError
+from datasets import lists
+from datasets.lists import Entry
+from datasets.pictures import Pictures, some
+from datasets.source import MAX_CLASSES, NotThere, Source, class_name
+from datasets.sources import Place, annotated_classes, coco_layout, find_source
+from utils.files import UserError, read_text
 
 log = logging.getLogger("drs")
 VOC_CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
                "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep",
                "sofa", "train", "tvmonitor")
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
-XML_LIMIT = 1 << 20  # bytes; VOC's annotations have a few thousand
-NO_CLASS = "-"  # in a list: none of the classes is in the image
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of an image list.
-
-    Attributes:
-        id: file name of the image without its suffix.
-        labels: 0-based classes present, ascending; None where they were not asked for.
-    """
-
-    id: str
-    labels: tuple[int, ...] | None
+CLASSES_LIMIT = 1 << 17  # bytes
+MAX_PATH = 4096  # characters; no system takes longer ones
+MAX_LIST_NAME = 200  # characters
 
 
 class DataRoot:
     """The files of one data set.
 
     Args:
-        root: VOC-layout folder, or a folder of images.
+        root: a folder of images in VOC's layout, COCO's or any.
         tolerant: accept two images of one name (the first is taken) instead of raising; they are
             listed in `clashes`.
 
+    Attributes:
+        classes: names, in the order of their indices.
+        documents: tables, JSON and XML files that may say what is in the images.
+        voc: this is PASCAL VOC, as far as one can see: its layout and its classes.
+        image_dir, mask_dir, saliency_dir, annotation_dir, list_dir: folders; not all need exist.
+
     Raises:
-        UserError: no such folder, no images in it, two of one name, or a bad `classes.txt`.
+        UserError: no such folder, no images in it, two of one name, or nothing names the classes.
     """
 
     def __init__(self, root: str | Path, tolerant: bool = False) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
             raise UserError(f"--data-root {self.root}: no such folder")
-        voc_images = self.root / "JPEGImages"
-        self.image_dir = voc_images if voc_images.is_dir() else self.root
         self.mask_dir = self.root / "SegmentationClassAug"
         self.saliency_dir = self.root / "saliency_map"
         self.annotation_dir = self.root / "Annotations"
         self.list_dir = self.root / "ImageSets" / "Segmentation"
-        self.classes = self._read_classes()
-        self.clashes: list[str] = []
+        voc_images, coco = self.root / "JPEGImages", coco_layout(self.root)
+        self._voc_layout = voc_images.is_dir()
+        self.image_dir = voc_images if self._voc_layout else self.root
+        self.pictures = Pictures(*(coco.values() if coco and not self._voc_layout
+                                   else [self.image_dir]))
         if not self.images:
-            raise UserError(f"--data-root {self.root}: no images in {self.image_dir}; expected "
-                            "the VOC2012 layout (JPEGImages/, Annotations/, ...) or a folder of "
-                            "images")
+            raise UserError(f"--data-root {self.root}: no images in {self.image_dir} "
+                            f"({self._passed_over() or 'see docs/own_data.md'})")
         if self.clashes and not tolerant:
             raise UserError(self.clashes[0])
+        self.documents = list(coco) or self.pictures.documents
+        if self.pictures.skipped:
+            log.warning("%s", self._passed_over())
+        self._named = self._read_classes()
+        self.voc = self._voc_layout and self._named is None and (
+            bool(self.list_files()) or set(self._source_classes()) <= set(VOC_CLASSES))
+        self.classes = self._named or (list(VOC_CLASSES) if self.voc else self._source_classes())
+        self._index = {name: index for index, name in enumerate(self.classes)}
 
-    def _read_classes(self) -> list[str]:
+    def _read_classes(self) -> list[str] | None:
+        """The classes of classes.txt, None if there is no such file."""
         path = self.root / "classes.txt"
-        if not path.is_file():
-            if self.image_dir == self.root:
-                raise UserError(f"{path}: missing; a folder of images needs it, a class name a "
-                                "line (only the VOC layout has default classes)")
-            return list(VOC_CLASSES)
-        names = [_nfc(line.strip()) for line in _read_text(path).splitlines() if line.strip()]
-        if not names or len(set(names)) != len(names) or len(names) > 254:
-            raise UserError(f"{path}: must hold 1 to 254 different class names, a name a line")
+        if not path.exists():
+            return None
+        names = [class_name(line, f"{path}, line {number}") for number, line in
+                 enumerate(read_text(path, CLASSES_LIMIT).splitlines(), start=1) if line.strip()]
+        if not names or len(set(names)) != len(names) or len(names) > MAX_CLASSES:
+            raise UserError(f"{path}: must hold 1 to {MAX_CLASSES} different class names, a name "
+                            "a line")
         return names
 
-    @cached_property
-    def images(self) -> dict[str, Path]:
-        """Image id -> file, from one look at the folder."""
-        found: dict[str, Path] = {}
-        for path in sorted(self.image_dir.iterdir()):
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
-                first = found.setdefault(path.stem, path)
-                if first != path:
-                    self.clashes.append(f"{path} and {first.name}: two images of one name")
-        return found
+    def _source_classes(self) -> list[str]:
+        try:
+            return self.source.classes
+        except NotThere as error:
+            if self._voc_layout:
+                return list(VOC_CLASSES)
+            raise UserError(f"{error}; with an image list of your own, write classes.txt, too, a "
+                            "class name a line") from error
 
     @cached_property
-    def _normal_forms(self) -> dict[str, str]:
-        return {_nfc(image_id): image_id for image_id in self.images}
+    def source(self) -> Source:
+        """What says which classes are in the images, apart from image lists.
 
-    def find_image(self, name: str) -> str | None:
-        """The id of the image that a list calls `name`, or None: with or without a suffix, its
-        accents composed or not (a file name from macOS often has them apart, a list has not)."""
-        as_file = Path(name)
-        stem = as_file.stem if as_file.suffix.lower() in IMAGE_SUFFIXES else name
-        for candidate in (name, stem):
-            if candidate in self.images:
-                return candidate
-        return self._normal_forms.get(_nfc(name)) or self._normal_forms.get(_nfc(stem))
+        Raises:
+            NotThere: nothing does.
+            UserError: what does is wrong within.
+        """
+        documents = sorted(self.annotation_dir.glob("*.xml")) if self._voc_layout \
+            else self.documents
+        source = find_source(Place(self.root, self.pictures, documents, self._named))
+        log.info("labels: %d images by %s", len(source.labels), source.found)
+        for note in source.notes:
+            log.warning("left out: %s", note)
+        return source
+
+    @property
+    def images(self) -> Mapping[str, Path]:
+        """Image id -> file."""
+        return self.pictures.by_id
+
+    @property
+    def clashes(self) -> Sequence[str]:
+        """A message for each image whose id another one has."""
+        return self.pictures.clashes
 
     def image(self, image_id: str) -> Path:
         """The image file of an id.
@@ -119,55 +131,60 @@ class DataRoot:
 
     def find_list(self, name: str) -> Path | None:
         """The file of a list given by path or by name ("train_aug"), None if there is none."""
-        candidates = [Path(name), self.list_dir / f"{name}_cls.txt", self.list_dir / f"{name}.txt",
-                      self.root / f"{name}.txt", self.root / name]
-        return next((path for path in candidates if path.is_file()), None)
+        if "\0" in name or len(name) > MAX_PATH:
+            return None
+        candidates = [Path(name)]
+        if Path(name).name == name and len(name) <= MAX_LIST_NAME:
+            candidates += [self.list_dir / f"{name}_cls.txt", self.list_dir / f"{name}.txt",
+                           self.root / f"{name}.txt", self.root / name]
+        try:
+            return next((path for path in candidates if path.is_file()), None)
+        except OSError:  # a part that is too long for the file system
+            return None
+
+    def list_files(self) -> list[Path]:
+        """The data set's own lists: text files in ImageSets/Segmentation and in the root."""
+        return [path for folder in (self.list_dir, self.root) for path in sorted(
+            folder.glob("*.txt")) if path.is_file() and path != self.root / "classes.txt"]
+
+    def has_list(self, name: str) -> bool:
+        """Whether `entries` knows a list of this name."""
+        try:
+            return self.find_list(name) is not None or bool(self._implied(name))
+        except NotThere:
+            return False
 
     def entries(self, name: str, labels: bool = True) -> list[Entry]:
         """The images of a list, with their image-level labels.
 
         Args:
-            name: path of a list, or the name of one of the data set's own. A line is an image id,
-                optionally followed by 0-based class indices or class names, or by "-" for none
-                of the classes. `train_aug` without a file is every image with a mask that is not
-                in `val`.
-            labels: whether labels are needed; where a line has none, the XML annotation is read.
+            name: path of a list, or the name of one of the data set's own. Where there is no such
+                file, `train_aug` is every image with a mask that is not in `val` (VOC), else every
+                image whose classes something tells; `train` is those of `train_aug` that have
+                masks, or all of them; further lists are those into which the source divides the
+                images, such as COCO's `val`.
+            labels: whether labels are needed; where a line has none, the source is asked.
 
         Raises:
-            UserError: missing or empty list, malformed line, unknown image, class out of range,
-                no labels.
+            NotThere: no such list.
+            UserError: empty list, malformed line, unknown image, class out of range, no labels.
         """
         path = self.find_list(name)
-        if path is not None:
-            entries = []
-            for entry in self.read_list(path):
-                if isinstance(entry, UserError):
-                    raise entry
-                entries.append(entry)
-        elif name == "train_aug" and self.mask_dir.is_dir() and self.find_list("val"):
-            val = {entry.id for entry in self.entries("val", labels=False)}
-            masks = sorted(mask.stem for mask in self.mask_dir.glob("*.png"))
-            entries = [Entry(stem, None) for stem in masks if stem not in val]
-            log.info("no list train_aug: taken as the %d masks that are not in val", len(entries))
-            for entry in entries:
-                self.image(entry.id)
+        if path is None:
+            entries = [Entry(image_id, None) for image_id in self._implied(name)]
         else:
-            there = [path.stem for path in self.list_files()]
-            raise UserError(f"list {name}: no such file, and no {name}.txt in {self.list_dir} "
-                            f"or {self.root}"
-                            + (f" (there are {', '.join(there)})" if there else ""))
+            read = list(self.read_list(path))
+            entries = [entry for entry in read if isinstance(entry, Entry)]
+            if wrong := [entry for entry in read if isinstance(entry, UserError)]:
+                raise UserError(f"{wrong[0]}" + (f" (and {len(wrong) - 1:,} more lines)"
+                                                 if wrong[1:] else ""))
         if not entries:
-            raise UserError(f"list {path or name}: holds no images")
+            found = f" ({self.source.found})" if "source" in vars(self) and path is None else ""
+            raise UserError(f"list {path or name}: holds no images{found}")
         if labels:
             entries = [entry if entry.labels is not None else
-                       Entry(entry.id, self._annotated(entry.id, path or name))
-                       for entry in entries]
+                       Entry(entry.id, self._told(entry.id, path or name)) for entry in entries]
         return entries
-
-    def list_files(self) -> list[Path]:
-        """The data set's own lists: text files in ImageSets/Segmentation and in the root."""
-        return sorted(self.list_dir.glob("*.txt")) + sorted(
-            path for path in self.root.glob("*.txt") if path.name != "classes.txt")
 
     def read_list(self, path: Path) -> Iterator[Entry | UserError]:
         """The lines of a list: each as its entry, or as the error that says what is wrong there.
@@ -175,94 +192,92 @@ class DataRoot:
         Raises:
             UserError: the file cannot be read.
         """
-        seen: set[str] = set()
-        for number, line in enumerate(_read_text(path).splitlines(), start=1):
-            if not line.strip():
-                continue
-            try:
-                entry: Entry | UserError = self._read_line(line, f"{path}, line {number}", seen)
-            except UserError as error:
-                entry = error
-            yield entry
+        return lists.read_list(path, self.pictures, self._index)
 
-    def _read_line(self, line: str, where: str, seen: set[str]) -> Entry:
-        """The entry of a line; adds its id to `seen`. Names may hold spaces: the longest part of
-        the line that names an image is the id, and commas or tabs may separate the classes."""
-        line = line.strip()
-        ends = [*(match.start() for match in re.finditer(r"[\s,]+", line)), len(line)]
-        for end in reversed(ends):
-            image_id = self.find_image(line[:end])
-            if image_id is not None:
-                break
-        else:
-            raise UserError(f"{where}: names no image in {self.image_dir}: {line[:80]!r}")
-        if image_id in seen:
-            raise UserError(f"{where}: {image_id} is listed twice")
-        seen.add(image_id)
-        words = []
-        for part in re.split(r"[\t,]", line[end:]):
-            words += [part.strip()] if _nfc(part.strip()) in self.classes else part.split()
-        if words == [NO_CLASS]:
-            return Entry(image_id, ())
-        labels = {self._class_index(_nfc(word), where) for word in words}
-        return Entry(image_id, tuple(sorted(labels)) if words else None)
+    def _implied(self, name: str) -> Sequence[str]:
+        """The image ids of a list that no file holds.
 
-    def _class_index(self, word: str, where: str) -> int:
-        if word in self.classes:
-            return self.classes.index(word)
+        Raises:
+            NotThere: no such list.
+        """
+        if name == "train_aug" and self.mask_dir.is_dir() and self.find_list("val"):
+            val = {entry.id for entry in self.entries("val", labels=False)}
+            ids = sorted({mask.stem for mask in self.mask_dir.glob("*.png")} - val)
+            log.info("no list train_aug: taken as the %d masks that are not in val", len(ids))
+            for image_id in ids:
+                self.image(image_id)
+            return ids
         try:
-            index = int(word)
-        except ValueError:
-            raise UserError(f"{where}: {word!r} is neither a class index nor one of the classes "
-                            f"({', '.join(self.classes[:5])}"
-                            f"{', ...' if len(self.classes) > 5 else ''})") from None
-        if not 0 <= index < len(self.classes):
-            raise UserError(f"{where}: class index {index}, but there are "
-                            f"{len(self.classes)} classes (0 to {len(self.classes) - 1})")
-        return index
+            if not self.voc and name in self.source.lists:
+                return self.source.lists[name]
+            if not self.voc and name == "train_aug":
+                return list(self.source.labels)
+        except NotThere:
+            pass
+        if not self.voc and name == "train":
+            ids = [entry.id for entry in self.entries("train_aug", labels=False)]
+            return [image_id for image_id in ids
+                    if (self.mask_dir / f"{image_id}.png").is_file()] or ids
+        shown = name if len(name) <= MAX_LIST_NAME else f"{name[:MAX_LIST_NAME]}..."
+        there = some([path.stem for path in self.list_files()], 5)
+        raise NotThere(f"list {shown!r}: no such file, and no {shown[:40]}.txt in {self.list_dir} "
+                       f"or {self.root}" + (f" (there are {there})" if there else ""))
 
-    def _annotated(self, image_id: str, list_name: str | Path) -> tuple[int, ...]:
+    def told(self, image_id: str) -> tuple[int, ...] | None:
+        """The classes in an image by its XML annotation or by the source; None: nothing tells.
+
+        Raises:
+            UserError: what tells is wrong within.
+        """
         path = self.annotation_dir / f"{image_id}.xml"
-        if not path.is_file():
-            raise UserError(f"{image_id}: no image-level labels, neither in {list_name} nor as "
-                            f"{path}")
-        return annotated_classes(path, self.classes)
+        if path.exists():
+            return annotated_classes(path, self._index)
+        if self._voc_layout:
+            return None
+        try:
+            names = self.source.labels.get(image_id)
+        except NotThere:
+            return None
+        return None if names is None else tuple(sorted(self._index[name] for name in names))
 
+    def _told(self, image_id: str, list_name: str | Path) -> tuple[int, ...]:
+        labels = self.told(image_id)
+        if labels is None:
+            other = self.annotation_dir / f"{image_id}.xml" if self._voc_layout else \
+                self.source.found if "source" in vars(self) else "anything beside the images"
+            raise UserError(f"{image_id}: no image-level labels, neither in {list_name} nor in "
+                            f"{other}")
+        return labels
 
-def annotated_classes(path: Path, classes: Sequence[str]) -> tuple[int, ...]:
-    """The classes of the objects in a VOC annotation, as ascending indices into `classes`.
+    def describe(self) -> str:
+        """What was found here and what is left out, in a few lines."""
+        told, lists = [str(path) for path in [self.find_list("train_aug")] if path], []
+        try:
+            told += [] if told or self.voc else [self.source.found]
+        except UserError as error:
+            told = [str(error)]
+        for name in ("train_aug", "train", "val"):
+            try:
+                if self.has_list(name):
+                    lists.append(f"{name} {len(self.entries(name, labels=False)):,}")
+            except UserError as error:
+                lists.append(f"{name} ({error})")
+        masks, saliency = (sum(path.stem in self.images for path in folder.glob("*.png"))
+                           for folder in (self.mask_dir, self.saliency_dir))
+        left = [self._passed_over()] if self.pictures.skipped else []
+        left += self.source.notes if "source" in vars(self) else []
+        return "\n".join([
+            f"{self.root}: {len(self.images):,} images, {len(self.classes)} classes "
+            f"({some(self.classes, 5)})",
+            f"labels: {some(told) or 'see the lists'}",
+            f"lists: {', '.join(lists) or 'none'}",
+            f"masks: {masks or 'none'}, saliency maps: {saliency or 'none'}",
+            *(f"left out: {what}" for what in left)])
 
-    Raises:
-        UserError: malformed XML, or an object of an unknown class.
-    """
-    if path.stat().st_size > XML_LIMIT:
-        raise UserError(f"{path}: too large for an annotation")
-    text = _read_text(path)
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise UserError(f"{path}: document type declarations are not accepted")
-    try:
-        names = [_nfc((node.findtext("name") or "").strip())
-                 for node in ET.fromstring(text).iter("object")]
-    except ET.ParseError as error:
-        raise UserError(f"{path}: malformed XML ({error})") from error
-    unknown = [name for name in names if name not in classes]
-    if unknown:
-        raise UserError(f"{path}: unknown class {unknown[0]!r}")
-    return tuple(sorted({classes.index(name) for name in names}))
-
-
-def _nfc(text: str) -> str:
-    """The text with letters and accents composed: equal for names that look equal."""
-    return unicodedata.normalize("NFC", text)
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: no UTF-8 text ({error})") from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    def _passed_over(self) -> str:
+        """A sentence on the files that are no images for us."""
+        skipped = [f"{path.name}: {why}" for path, why in self.pictures.skipped.items()]
+        return f"{len(skipped):,} files passed over; {some(skipped)}" if skipped else ""
 
 
 def label_vector(labels: tuple[int, ...] | None, num_classes: int) -> np.ndarray:

@@ -11,27 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
-from datasets.images import read_companion
+from datasets.images import image_size, read_companion
 from datasets.layout import DataRoot
 from labelling.labels import SALIENCY_THRESHOLD
 from labelling.maps import load_maps
 from labelling.metrics import count_labels
 from labelling.sweep import claims, sweep_counts
 from utils.files import UserError
-
-
-# Until datasets.images has it: drop this function and import that one.
-def image_size(path: Path) -> tuple[tuple[int, int], int]:
-    """The (height, width) of the upright image and its EXIF orientation, from its header."""
-    try:
-        with Image.open(path) as image:
-            orientation = image.getexif().get(0x0112, 1)
-            width, height = image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: unreadable image ({error})") from error
-    return ((width, height) if orientation in range(5, 9) else (height, width)), orientation
 
 
 @dataclass(frozen=True)

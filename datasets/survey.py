@@ -1,26 +1,28 @@
-"""A whole data root looked at: counts, faults, notes, and what each stage can do with it.
+"""A whole data root looked at: faults, notes, counts, and what each stage says to it.
 
-In: a `DataRoot`. Out: a `Survey`. Faults are files that stop a stage or spoil its result; notes
-are facts that one should know. `datasets/check.py` prints both.
+Faults are files that stop a stage or spoil its result; notes are facts that one should know.
+Whether a stage can run is asked of the functions that it calls.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
-from datasets.inspection import Finding, inspect_all, names
-from datasets.layout import DataRoot, Entry
+from datasets.inspection import companions, inspect, jobs
+from datasets.layout import DataRoot
+from datasets.lists import Entry
+from datasets.voc import require_files, validation_set
 from utils.files import UserError
 from utils.logging import progress
+from utils.options import StageParser, resolve_background
+from utils.processes import map_in_processes
 
-WORKED_OUT = "train_aug (worked out)"
-RELEASED_LABELS = "refined_pseudo_segmentation_labels"
 
-
-@dataclass(frozen=True)
-class Stage:
-    """Whether a stage can run on a data root, and with what, or what is missing."""
+class Stage(NamedTuple):
+    """Whether a stage can run on a data root, and with what, or what it complains about."""
 
     name: str
     ready: bool
@@ -32,218 +34,155 @@ class Survey:
 
     Args:
         root: the data set, read tolerantly.
-        lists: further list files than the data set's own.
+        paths: further list files than the data set's own.
         quick: do not open images, masks and saliency maps.
-        processes: that look at files.
 
     Attributes:
-        findings: image id -> what was found.
-        lists: file name -> its entries without the faulty lines.
+        lists: name -> its entries without the faulty lines.
         faults, notes: kind -> messages.
     """
 
-    def __init__(self, root: DataRoot, lists: Sequence[Path], quick: bool, processes: int) -> None:
-        self.root, self.quick = root, quick
-        self.voc = not (root.root / "classes.txt").is_file()
-        self.faults: dict[str, list[str]] = defaultdict(list)
-        self.notes: dict[str, list[str]] = defaultdict(list)
-        self.faults["two images of one name"] += root.clashes
-        found = progress(inspect_all(root, quick, processes), "looking at images",
-                         total=len(root.images), unit="image")
-        self.findings = {finding.id: finding for finding in found}
-        for finding in self.findings.values():
-            for kind, message in finding.faults:
-                self.faults[kind].append(message)
-        self.lists: dict[str, list[Entry]] = {}
-        self._paths: dict[Path, str] = {}
-        for path in [*root.list_files(), *lists]:
-            self._read_list(path, required=path.parent != root.root or path in lists)
-        if root.find_list("train_aug") is None and root.mask_dir.is_dir() and self.list_of("val"):
-            val = {entry.id for entry in self.list_of("val")}
-            self.lists[WORKED_OUT] = [Entry(image_id, None) for image_id in
-                                      sorted(names(root.mask_dir, ".png"))
-                                      if image_id in root.images and image_id not in val]
+    def __init__(self, root: DataRoot, paths: Sequence[Path], quick: bool, processes: int) -> None:
+        self.root, self.lists = root, dict[str, list[Entry]]()
+        self.faults, self.notes = (defaultdict[str, list[str]](list) for _ in range(2))
+        look = partial(inspect, classes={name: i for i, name in enumerate(root.classes)},
+                       quick=quick)
+        self._found = {found.id: found for found in progress(
+            map_in_processes(look, jobs(root), processes), "looking at images",
+            total=len(root.images), unit="image")}
+        for kind, message in [fault for found in self._found.values() for fault in found.faults]:
+            self.faults[kind].append(message)
+        if root.clashes:
+            self.faults["two images of one name"] = list(root.clashes)
+        for path in [*root.list_files(), *paths]:
+            self._read(path, required=path.parent != root.root or path in paths)
+        for name in ("train_aug", "val"):
+            if root.find_list(name) is None and root.has_list(name):
+                self.lists[f"{name} (worked out)"] = root.entries(name, labels=False)
         self._compare()
-        self.faults = {kind: messages for kind, messages in self.faults.items() if messages}
 
-    def _read_list(self, path: Path, required: bool) -> None:
+    def _read(self, path: Path, required: bool) -> None:
         """Read a list; a text file that names no image is none, unless it is `required`."""
-        entries, errors = [], []
         try:
-            for entry in self.root.read_list(path):
-                (errors if isinstance(entry, UserError) else entries).append(entry)
+            lines = list(self.root.read_list(path))
         except UserError as error:
-            errors.append(error)
+            lines = [error]
+        entries = [line for line in lines if isinstance(line, Entry)]
         if entries or required:
-            name = path.name if path.name not in self.lists else str(path)
-            self.lists[name], self._paths[path] = entries, name
-            self.faults["list lines that name no image, a wrong class or an image twice"] += [
-                str(error) for error in errors]
+            self.lists[path.name if path.name not in self.lists else str(path)] = entries
+            for error in [line for line in lines if isinstance(line, UserError)]:
+                self.faults["list lines that name no image, a wrong class or an image twice"
+                            ].append(str(error))
 
-    def list_of(self, name: str) -> list[Entry] | None:
-        """The entries that a stage gets for `--list name`, or None."""
-        path = self.root.find_list(name)
-        if path is None:
-            return self.lists.get(WORKED_OUT) if name == "train_aug" else None
-        return self.lists.get(self._paths.get(path, ""))
-
-    def labels(self, entry: Entry) -> tuple[int, ...] | None:
-        """The classes that a stage takes for an entry: the list's, else the annotation's."""
-        return entry.labels if entry.labels is not None else self.findings[entry.id].annotated
+    def _labels(self, entry: Entry) -> tuple[int, ...] | None:
+        try:
+            return self.root.told(entry.id) if entry.labels is None else entry.labels
+        except UserError:
+            return None
 
     def _compare(self) -> None:
         """Notes on what does not go together."""
-        root, notes = self.root, self.notes
-        for folder, suffix in ((root.annotation_dir, ".xml"), (root.mask_dir, ".png"),
-                               (root.saliency_dir, ".png")):
-            notes[f"files in {folder.name} without an image"] += [
-                str(path) for name, path in names(folder, suffix).items()
-                if name not in root.images]
-        for name, entries in self.lists.items():
-            for entry in entries:
-                finding = self.findings[entry.id]
-                if entry.labels is None and finding.annotated is None:
-                    notes["list lines without labels, and no annotation"].append(
-                        f"{name}: {entry.id}")
-                for other, what in ((finding.annotated, "annotation"), (finding.masked, "mask")):
-                    if None not in (entry.labels, other) and entry.labels != other:
-                        notes[f"labels in a list that differ from the {what}"].append(
-                            f"{name}: {entry.id} has {self._names(entry.labels)}, its {what} "
-                            f"{self._names(other)}")
-        val = {entry.id for entry in self.list_of("val") or ()}
-        for name, entries in self.lists.items():
-            if name.startswith("train") and not name.startswith("trainval"):
-                notes["images both in val and in a training list"] += [
-                    f"{name}: {entry.id}" for entry in entries if entry.id in val]
-        training = {index for entry in self.training or () for index in self.labels(entry) or ()}
-        if self.training:
-            notes["classes that no training image shows"] += [
-                name for index, name in enumerate(root.classes) if index not in training]
-        same = defaultdict(list)
-        for finding in self.findings.values():
-            if finding.digest is not None:
-                same[finding.digest].append(finding.id)
-        notes["one picture under several names"] += [
-            " = ".join(ids) for ids in same.values() if len(ids) > 1]
-        notes["saliency maps without foreground (stored as 0 and 1 instead of 0 and 255?)"] += [
-            finding.id for finding in self.findings.values() if finding.salient is False]
+        root, notes, shown, same = self.root, self.notes, set[int](), defaultdict(list)
+        val = {entry.id for name in self.lists if name[:3] == "val" for entry in self.lists[name]}
+
+        def words(labels: tuple[int, ...]) -> str:
+            return " ".join(root.classes[index] for index in labels) or "no class"
+
+        for files in companions(root).values():
+            for path in (files[name] for name in files.keys() - root.images.keys()):
+                notes[f"files in {path.parent.name} without an image"].append(str(path))
+        training = [name for name in self.lists if name.startswith("train")] or list(self.lists)
+        for name, entry in [(name, entry) for name, part in self.lists.items() for entry in part]:
+            labels, where = self._labels(entry), f"{name}: {entry.id}"
+            shown.update(labels or () if name in training else ())
+            if labels is None:
+                notes["list lines without labels, and nothing else tells them"].append(where)
+            for what, other in self._found[entry.id].labels.items():
+                if entry.labels not in (None, other):
+                    notes[f"labels in a list that differ from the {what}"].append(
+                        f"{where} has {words(entry.labels)}, its {what} {words(other)}")
+            if name.startswith(("train.", "train_")) and entry.id in val:
+                notes["images both in val and in a training list"].append(where)
+        notes["classes that no training image shows"] = [
+            name for index, name in enumerate(root.classes) if training and index not in shown]
+        for found in self._found.values():
+            same[found.digest].append(found.id)
+            if found.salient is False:
+                notes["saliency maps without foreground (stored as 0 and 1 instead of 0 and 255?)"
+                      ].append(found.id)
+        notes["one picture under several names"] = [
+            " = ".join(ids) for digest, ids in same.items() if digest and ids[1:]]
         self.notes = {kind: messages for kind, messages in notes.items() if messages}
-
-    def _names(self, labels: tuple[int, ...]) -> str:
-        return " ".join(self.root.classes[index] for index in labels) or "no class"
-
-    @property
-    def training(self) -> list[Entry] | None:
-        """The images to train on: train_aug, else the data set's first list."""
-        return self.list_of("train_aug") or next(iter(self.lists.values()), None)
-
-    @property
-    def training_name(self) -> str:
-        """The list of `training`, as --list takes it."""
-        if self.list_of("train_aug"):
-            return "train_aug"
-        return Path(next(iter(self.lists), "train_aug")).stem
 
     def counts(self) -> dict[str, int]:
         """How many files of each kind belong to an image and are good, as far as looked at."""
-        found = self.findings.values()
-        return {"images": sum(finding.readable is not False for finding in found),
-                "annotations": sum(finding.annotated is not None for finding in found),
-                "masks": sum(finding.mask for finding in found),
-                "saliency maps": sum(finding.saliency for finding in found)}
+        counter = Counter(what for found in self._found.values() for what in found.good)
+        return {f"{what}s": counter[what] for what in ("image", "annotation", "mask",
+                                                       "saliency map")}
 
     def histogram(self) -> dict[str, list[int]]:
         """Images per class, by annotations, by masks and by each list's labels."""
-        sources: dict[str, list[tuple[int, ...] | None]] = {
-            "annotations": [finding.annotated for finding in self.findings.values()],
-            "masks": [finding.masked for finding in self.findings.values()]}
-        sources |= {name: [self.labels(entry) for entry in entries]
-                    for name, entries in self.lists.items()}
-        columns = {}
-        for name, labels in sources.items():
-            counter = Counter(index for classes in labels for index in classes or ())
-            if counter:
-                columns[name] = [counter[i] for i in range(len(self.root.classes))]
-        return columns
-
-    def lacking(self, entries: Sequence[Entry], good: Callable[[Finding], bool]) -> int:
-        """How many of the entries are not `good`."""
-        return sum(not good(self.findings[entry.id]) for entry in entries)
+        labels = {f"{what}s": [found.labels.get(what) for found in self._found.values()]
+                  for what in ("annotation", "mask")}
+        labels |= {name: [self._labels(entry) for entry in self.lists[name]] for name in self.lists}
+        counters = {name: Counter(index for classes in labels[name] for index in classes or ())
+                    for name in labels}
+        return {name: [counter[index] for index in range(len(self.root.classes))]
+                for name, counter in counters.items() if counter}
 
     def stages(self) -> list[Stage]:
-        """What each stage can do with this root."""
-        missing, broken = self._training_fault()
-        listed = "" if self.training_name == "train_aug" else f" with --list {self.training_name}"
-        images = f"{len(self.training or ()):,} images{listed}"
-        able = not (missing or broken)
-        drs, refine = (f" (or: python download.py {name})" if self.voc else ""
-                       for name in ("drs", "refine"))
-        fails = f"; {broken}, they will fail" if broken else ""
-        background = self._background()
-        return [
-            Stage("train_drs", able, missing or broken or images + self._validation()),
-            Stage("make_localization_maps", not missing, missing or
-                  f"{images}, after train_drs{drs}{fails}"),
-            Stage("train_refine", able, missing or broken or
-                  f"{images}, after make_localization_maps{self._validation()}"),
-            Stage("make_pseudo_labels", not missing, missing or
-                  f"{images}, after train_refine{refine}; {background}{fails}"),
-            Stage("evaluate", *self._scoring("train")),
-            Stage("DeepLab train", able, missing or broken or self._deeplab_labels()),
-            Stage("DeepLab test", *self._scoring("val")),
-        ]
+        """What each stage, at its default options, says to this root."""
+        root, parser = self.root, StageParser("", images="train_aug", output="", batch_size=1)
+        parser.add_training(epochs=1, lr=1, milestones=[], weight_decay=0)
+        parser.add_labelling()
+        args = parser.parse_args(["--data-root", str(root.root)])
+        if not root.has_list(args.list) and self.lists:
+            args.list = Path(next(iter(self.lists))).stem
 
-    def _training_fault(self) -> tuple[str, str]:
-        """What keeps the training list from being used at all, and by trainings."""
-        if not self.training:
-            return ("no list train_aug, nor masks and val to work it out from: python download.py "
-                    "lists" if self.voc else "no list: write train_aug.txt, see "
-                    "docs/own_data.md"), ""
-        unlabelled = sum(self.labels(entry) is None for entry in self.training)
-        unreadable = self.lacking(self.training, lambda finding: finding.readable is not False)
-        return (f"{unlabelled:,} images of {self.training_name} have no labels: "
-                + ("python download.py lists (or voc2012, for Annotations)" if self.voc
-                   else "write their classes behind their names") if unlabelled else "",
-                f"{unreadable:,} images of {self.training_name} are unreadable"
-                if unreadable else "")
+        @contextmanager
+        def needing(download: str) -> Iterator[None]:
+            try:
+                yield
+            except UserError as error:
+                advice = f" (python download.py {download} --data-root {root.root})"
+                raise UserError(f"{error}{advice if root.voc else ''}") from error
 
-    def _validation(self) -> str:
-        if not self.root.mask_dir.is_dir() or not self.root.saliency_dir.is_dir():
-            return "; keeps the last checkpoint, for lack of masks or saliency maps to choose by"
-        entries = self.list_of("train")
-        if entries is None:
-            return "; needs --val-list none or LIST: there is no list train to choose by"
-        lacking = self.lacking(entries, lambda finding: finding.scorable and finding.saliency)
-        if lacking:
-            return (f"; needs --val-list none: {lacking:,} images of train have no good image, "
-                    "mask or saliency map")
-        return f"; chooses the checkpoint on train ({len(entries):,})"
+        def images() -> str:
+            with needing("lists"):
+                return f"{len(root.entries(args.list)):,} images of --list {args.list}"
 
-    def _background(self) -> str:
-        lacking = self.lacking(self.training or (), lambda finding: finding.saliency)
-        if not lacking:
-            return "background from saliency maps"
-        missing = f"{lacking:,} saliency maps are missing or faulty" \
-            if self.root.saliency_dir.is_dir() else "no saliency maps"
-        return f"{missing}: --background threshold or crf" + (
-            ", or python download.py saliency" if self.voc else "")
+        def train() -> str:
+            text, validation = images(), validation_set(root, args)
+            if bad := sum("image" not in self._found[entry.id].good
+                          for entry in root.entries(args.list)):
+                raise UserError(f"{bad:,} images of {args.list} are unreadable")
+            return text + (f"; chooses the checkpoint on {args.val_list} ({len(validation):,})"
+                           if validation else "; keeps the last checkpoint")
 
-    def _scoring(self, name: str) -> tuple[bool, str]:
-        entries = self.list_of(name)
-        if not entries:
-            return False, f"no list {name}" + (": python download.py lists" if self.voc else
-                                               ", on which to score against masks")
-        lacking = self.lacking(entries, lambda finding: finding.scorable)
-        if lacking:
-            return False, (f"{lacking:,} of {len(entries):,} images of {name} have no good image "
-                           "or mask" + (": python download.py masks" if self.voc else ""))
-        return True, f"{len(entries):,} images of {name} have masks"
+        def label() -> str:
+            text = images()
+            with needing("saliency"):
+                folder = resolve_background(args, root.saliency_dir)
+                if folder is not None:
+                    require_files(folder, root.entries(args.list))
+            return f"{text}; background from {folder or args.background}"
 
-    def _deeplab_labels(self) -> str:
-        there = names(self.root.root / RELEASED_LABELS, ".png")
-        lacking = sum(entry.id not in there for entry in self.training or ())
-        init = "; initial weights: python download.py deeplab-init" if self.voc else ""
-        if not lacking:
-            return f"on the labels in {RELEASED_LABELS}{init}"
-        other = " (or: python download.py pseudo-labels)" if self.voc else ""
-        return f"on the labels of make_pseudo_labels{other}{init}"
+        def score(name: str) -> str:
+            with needing("lists"):
+                entries = root.entries(name, labels=False)
+            with needing("masks"):
+                require_files(root.mask_dir, entries)
+            return f"{len(entries):,} images of {name} have masks"
+
+        questions: dict[str, Callable[[], str]] = {
+            "train_drs": train, "make_localization_maps": images, "train_refine": train,
+            "make_pseudo_labels": label, "evaluate": partial(score, "train"),
+            "DeepLab train": train, "DeepLab test": partial(score, "val")}
+        return [_ask(name, question) for name, question in questions.items()]
+
+
+def _ask(name: str, question: Callable[[], str]) -> Stage:
+    try:
+        return Stage(name, True, question())
+    except UserError as error:
+        return Stage(name, False, str(error))

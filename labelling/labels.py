@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from utils.files import UserError
+from utils.images import open_image
 from utils.writing import save_png
 
 IGNORE = 255
@@ -43,17 +44,11 @@ def read_label(path: Path) -> np.ndarray:
     Raises:
         UserError: missing, unreadable, or a colour image whose numbers are lost.
     """
-    try:
-        with Image.open(path) as image:
-            if image.mode not in ("P", "L"):
-                raise UserError(f"{path}: a label image must be a palette or grey PNG, "
-                                f"this one is {image.mode}")
-            return np.array(image)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such label file") from error
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError,
-            Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: unreadable image ({error})") from error
+    with open_image(path, "label file", ("PNG",)) as image:
+        if image.mode not in ("P", "L"):
+            raise UserError(f"{path}: a label image must be a palette or grey PNG, "
+                            f"this one is {image.mode}")
+        return np.array(image)
 
 
 def colorize(label: np.ndarray) -> np.ndarray:

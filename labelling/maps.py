@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from utils.files import UserError
+from utils.images import open_image
 from utils.writing import save_png
 
 KEY = "localization maps"  # keyword of the PNG text chunk
@@ -43,16 +44,10 @@ def load_maps(path: Path, num_classes: int) -> tuple[np.ndarray, list[int]]:
     Raises:
         UserError: missing, truncated, not written by `save_maps`, or classes out of range.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            tiles, text = np.array(image), image.info.get(KEY)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such localization map; run make_localization_maps.py with "
-                        "the same list") from error
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError,
-            Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: unreadable localization map ({error})") from error
+    with open_image(path, "localization map", ("PNG",),
+                    "run make_localization_maps.py with the same list") as image:
+        image.load()
+        tiles, text = np.array(image), image.info.get(KEY)
     try:
         size, _, numbers = str(text).partition(" classes")
         height, width = (int(side) for side in size.split("x"))

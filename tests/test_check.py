@@ -1,13 +1,15 @@
 """`python -m datasets.voc check` and `make-list`, on data roots with one fault of each kind."""
 
+import ast
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import MACHINE, ROOT, TRAINING, run_script, stage_error
 from PIL import Image
 
-from datasets import check
+from datasets import command
 from datasets.layout import VOC_CLASSES, DataRoot
 from labelling.labels import save_label
 
@@ -53,7 +55,7 @@ def write_list(root: Path, name: str, *lines: str) -> None:
 
 def run(*argv: object) -> int:
     with pytest.raises(SystemExit) as end:
-        check.main([str(arg) for arg in argv])
+        command.main([str(arg) for arg in argv])
     return end.value.code
 
 
@@ -81,6 +83,22 @@ def test_a_good_root_has_no_faults_and_every_stage_is_ready(root, capsys):
     assert "chooses the checkpoint on train (2)" in stages(found)["train_drs"]["text"]
     shown = capsys.readouterr().out
     assert "faults: none" in shown and "ready    DeepLab test" in shown
+
+
+def test_the_command_is_that_of_the_data_set(root):
+    (root / "JPEGImages" / "2007_02.jpg").write_bytes(b"no image")
+    done = run_script("-m", "datasets.voc", "check", root, "--num-workers", 2, check=False)
+    assert done.returncode == 1 and "2007_02.jpg: unreadable image" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_workers_may_start_in_any_way(root, method):
+    code = ("import multiprocessing, sys; from datasets import command; "
+            f"multiprocessing.set_start_method({method!r}) if __name__ == '__main__' else None; "
+            f"command.main(['check', {str(root)!r}, '--num-workers', '2'])")
+    done = run_script("-c", code)
+    assert "good: 4 images, 4 annotations, 4 masks, 4 saliency maps" in done.stdout
 
 
 def test_several_processes_find_the_same(root):
@@ -172,7 +190,7 @@ NOTES = {
     "no labels": (
         lambda root: (write_list(root, "train", "2007_02"),
                       (root / "Annotations" / "2007_02.xml").unlink()),
-        "list lines without labels, and no annotation", "train.txt: 2007_02"),
+        "list lines without labels, and nothing else tells them", "train.txt: 2007_02"),
 }
 
 
@@ -192,9 +210,28 @@ def test_all_faults_at_once_are_all_found_and_only_the_first_shown(root, capsys)
     assert code == 1
     assert {kind: len(messages) for kind, messages in found["faults"].items()} == {
         "unreadable image": 4, "unreadable annotation": 4}
-    assert capsys.readouterr().out.count("malformed XML") == 2
+    faults = capsys.readouterr().out.partition("\nfaults")[2].partition("\nnotes")[0]
+    assert faults.count("malformed XML") == 2
     assert not stages(found)["train_drs"]["ready"]
-    assert "3 images of train_aug are unreadable" in stages(found)["train_drs"]["text"]
+    assert "2007_01.xml: malformed XML" in stages(found)["train_drs"]["text"]
+
+
+def test_unreadable_images_keep_a_training_from_being_ready(root):
+    for name in NAMES:
+        (root / "JPEGImages" / f"{name}.jpg").write_bytes(b"")
+    found = stages(report(root)[1])
+    assert "3 images of train_aug are unreadable" in found["train_drs"]["text"]
+    assert found["make_pseudo_labels"]["ready"]  # it labels what it can
+
+
+@pytest.mark.parametrize("lines", [("2007_01 0", "2007_02 zebra"), ("2007_01;0",),
+                                   ("image,class", "2007_01,0"), ("'2007_01' 0",), ("2007_05 1",)])
+def test_it_says_what_the_training_says(root, lines):
+    write_list(root, "train_aug", *lines)
+    found = stages(report(root)[1])["train_drs"]
+    said = stage_error("train_drs", "--data-root", root, "--run-dir", root.parent / "run",
+                       *MACHINE, *TRAINING)
+    assert not found["ready"] and said.startswith(f"error: {found['text'].split(' (python')[0]}")
 
 
 def test_a_mask_of_an_image_that_exif_rotates_may_lie_either_way(root):
@@ -218,7 +255,7 @@ def test_quick_opens_no_images(root):
 
 
 @pytest.mark.parametrize(("folder", "stage", "advice"), [
-    ("saliency_map", "make_pseudo_labels", "--background threshold or crf, or python download.py "
+    ("saliency_map", "make_pseudo_labels", "--background threshold or crf (python download.py "
                                            "saliency"),
     ("SegmentationClassAug", "evaluate", "python download.py masks"),
     ("ImageSets", "train_drs", "python download.py lists"),
@@ -227,14 +264,14 @@ def test_stages_name_the_download_that_brings_what_is_missing(root, folder, stag
     (root / folder).rename(root / "elsewhere")
     code, found = report(root)
     assert code == 0 and advice in stages(found)[stage]["text"]
-    assert stages(found)[stage]["ready"] == (stage == "make_pseudo_labels")
+    assert not stages(found)[stage]["ready"]
 
 
 def test_without_annotations_a_plain_list_has_no_labels(root):
     (root / "Annotations").rename(root / "elsewhere")
     write_list(root, "train_aug", *NAMES[:3])
     text = stages(report(root)[1])["train_refine"]["text"]
-    assert "3 images of train_aug have no labels: python download.py lists" in text
+    assert "2007_01: no image-level labels" in text and "python download.py lists" in text
 
 
 def test_no_data_root_says_how_to_get_one(tmp_path):
@@ -298,3 +335,21 @@ def test_make_list_writes_nothing_when_a_mask_is_missing_or_wrong(root, tmp_path
     assert "2007_02.png: missing" in message
     assert output.read_text() == "before"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_no_circle_of_imports():
+    """Whichever file of datasets/ one starts from, no chain of imports leads back to it."""
+    files = {f"datasets.{path.stem}": path for path in (ROOT / "datasets").glob("*.py")}
+    needs = {}
+    for name, path in files.items():
+        nodes = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                 if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("datasets")]
+        needs[name] = {module for node in nodes for module in
+                       (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+                       if module in files}
+    assert needs["datasets.check"] and needs["datasets.voc"]
+    while free := [name for name in needs if not needs[name]]:  # take away what needs nothing
+        for name in free:
+            del needs[name]
+        needs = {name: modules.difference(free) for name, modules in needs.items()}
+    assert not needs

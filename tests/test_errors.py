@@ -181,7 +181,7 @@ def no_data_root(root: Path) -> None:
     shutil.rmtree(root)
 
 
-@spoils("classes.txt")
+@spoils("no images own_data.md")
 def empty_data_root(root: Path) -> None:
     shutil.rmtree(root)
     root.mkdir()

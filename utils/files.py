@@ -1,14 +1,19 @@
-"""Files that are either whole or absent: temporary name in the same folder, then rename."""
+"""Files that are either whole or absent: temporary name in the same folder, then rename.
+
+Also `open_regular`, which reads from outside without ever waiting for a pipe or a device.
+"""
 
 import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 DISK_MARGIN = 64 << 20  # bytes to leave free
 
@@ -33,6 +38,44 @@ def output_folder(path: Path, option: str = "--output-dir") -> Path:
     except OSError as error:
         raise UserError(f"{option}: cannot write to {path}: {error.strerror}") from error
     return path
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """Open a file to read its bytes; anything but a regular file is refused instead of waited for.
+
+    Raises:
+        OSError: missing, not readable, or a folder, pipe, socket or device.
+    """
+    file = open(path, "rb", opener=_without_waiting)  # noqa: SIM115
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "no regular file", os.fspath(path))
+    return file
+
+
+def read_text(path: str | os.PathLike, limit: int) -> str:
+    """The UTF-8 text of a file of at most `limit` bytes, without a byte order mark.
+
+    Raises:
+        UserError: it cannot be read, is larger, or is no UTF-8 text.
+    """
+    try:
+        with open_regular(path) as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(data) > limit:
+        raise UserError(f"{path}: too large (more than {limit:,} bytes)")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: no UTF-8 text ({error.reason} at byte {error.start:,})"
+                        ) from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    # A pipe that nobody writes to would keep `open` waiting; Windows has neither flag nor pipes.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 @contextmanager
