@@ -142,7 +142,8 @@ def sharpened(images: Any, background: float) -> Any:
             for name, label, classes, scores, pixels in images)
     for (name, label, classes), strongest in crf_labels(jobs):
         numbers = torch.tensor([0, *(index + 1 for index in classes)], dtype=torch.uint8)
-        drawn, label = numbers[torch.as_tensor(strongest).long().cpu()], torch.as_tensor(label).cpu()
+        drawn = numbers[torch.as_tensor(strongest).long().cpu()]
+        label = torch.as_tensor(label).cpu()
         yield name, torch.where(label == IGNORE, label, drawn), classes
 
 
