@@ -68,8 +68,8 @@ class Explorer {
   }
 
   thumbs() {
-    const counted = `${this.visible.length} of ${this.data.images.length} images`;
-    this.at("count").textContent = counted;
+    this.at("count").textContent =
+      `${this.visible.length} of ${this.data.images.length} images`;
     this.at("thumbs").replaceChildren(...this.visible.map((image, i) => {
       const score = this.state.order === "doubt" ? image.doubt : this.score(image);
       const gain = this.state.order === "gain" && this.rank(image) !== null
@@ -248,10 +248,8 @@ class Explorer {
       }
       cross.style.left = `${100 * (at[0] + 0.5) / width}%`;
       cross.style.top = `${100 * (at[1] + 0.5) / height}%`;
-      if (!result) {
-        read.textContent = `column ${at[0]}, row ${at[1]}`;
-        continue;
-      }
+      if (!result) read.textContent = `column ${at[0]}, row ${at[1]}`;
+      if (!result) continue;
       const i = at[1] * width + at[0], number = result.labels[i];
       let text = this.label(number);
       if (result.kind === "maps") {
@@ -259,9 +257,8 @@ class Explorer {
           ? strongest(result.bytes, height * width, result.record.classes, i)
           : {class: this.state.only - 1, byte: result.bytes[
             result.record.classes.indexOf(this.state.only - 1) * height * width + i] ?? 0};
-        const score = top.class < 0 ? "no score"
-          : `${this.label(top.class + 1)} ${(top.byte / 255).toFixed(2)}`;
-        text += ` · ${score}`;
+        text += " · " + (top.class < 0 ? "no score"
+          : `${this.label(top.class + 1)} ${(top.byte / 255).toFixed(2)}`);
       }
       read.replaceChildren(this.swatch(number), text);
     }
@@ -273,9 +270,8 @@ class Explorer {
   set(changes) {
     Object.assign(this.state, changes);
     if ("label" in changes) this.state.only = changes.label;
-    const arranging = ["order", "by", "label", "list"].some(name => name in changes);
     this.sync();
-    if (arranging) this.arrange(true);
+    if (["order", "by", "label", "list"].some(name => name in changes)) this.arrange(true);
     else if (this.visible.length) this.draw();
   }
 

@@ -85,7 +85,7 @@ function connect(explorer) {
   options(at("list"), [["", "all lists"], ...data.lists.map(name => [name, name])]);
   at("list-field").hidden = data.lists.length < 2;
   at("alpha-field").hidden = !data.layers.some(layer => layer.kind === "maps");
-  at("mode-field").hidden = at("alpha-field").hidden;
+  for (const name of ["mode-field", "map-keys"]) at(name).hidden = at("alpha-field").hidden;
   for (const name of ["order", "by", "list", "base"]) {
     at(name).addEventListener("change", () => explorer.set({[name]: at(name).value || null}));
   }

@@ -24,6 +24,7 @@ log = get_logger()
 HERE = Path(__file__).parent
 SCRIPTS = ("rule.js", "charts.js", "explorer.js", "page.js")  # in the order in which they are used
 MEGABYTE = 1e6
+LARGE = 25  # megabytes from which on a page is hard to send
 
 
 def write_page(path: Path, context: Mapping[str, Any], data: Mapping[str, Any]) -> None:
@@ -46,8 +47,10 @@ def write_page(path: Path, context: Mapping[str, Any], data: Mapping[str, Any]) 
         style=Markup((HERE / "page.css").read_text(encoding="utf-8")))
     with atomic_write(path) as tmp:
         tmp.write_text(html, encoding="utf-8")
-    log.info("wrote %s (%.1f MB, %d images)", path, path.stat().st_size / MEGABYTE,
-             len(data["images"]))
+    size = path.stat().st_size / MEGABYTE
+    log.info("wrote %s (%.1f MB, %d images)", path, size, len(data["images"]))
+    if size > LARGE:
+        log.warning("%s is large: with fewer images it is easier to send", path)
 
 
 def percent(value: float) -> str:

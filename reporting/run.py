@@ -36,11 +36,9 @@ class Result:
 # In the order of the data.
 RESULTS = (
     Result("cam", "plain CAM (no DRS)", "CAM without DRS", "cam_maps", True,
-           "The baseline: class activation maps of a classifier with ordinary ReLUs, thresholded "
-           "at alpha."),
+           "The baseline: the class activation maps of a classifier with ordinary ReLUs."),
     Result("drs", "DRS", "CAM with DRS", "localization_maps", True,
-           "Step 1: the maps of the same classifier with its most discriminative regions "
-           "suppressed."),
+           "Step 1: the maps of the same classifier, its most discriminative regions suppressed."),
     Result("refined", "DRS + refinement", "refined map", "refined_maps", True,
            "Step 2: the maps of the network that learned from all DRS maps together."),
     Result("pseudo_labels", "pseudo labels", "pseudo label", "pseudo_labels", False,

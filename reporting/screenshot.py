@@ -112,7 +112,7 @@ def main() -> None:
             open_page(driver, args.page)
             picture = capture(driver, args.width, args.height, args.dark)
         with atomic_write(args.output) as tmp:
-            picture.quantize(COLORS, dither=Image.Dither.NONE).save(tmp, "PNG", optimize=True)
+            picture.quantize(COLORS, Image.Quantize.FASTOCTREE).save(tmp, "PNG", optimize=True)
     except UserError as error:
         sys.exit(f"error: {error}")
     print(f"{args.output}: {args.output.stat().st_size / 1000:.0f} kB")
