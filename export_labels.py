@@ -209,7 +209,7 @@ def cvat_labels(given: Path, source: Path, root: "DataRoot"
     except UserError as error:
         raise UserError(f"--import-cvat {given}: {error}") from error
     for name in names:
-        image_id = find_image_id(name, root.find_image)
+        image_id = find_image_id(name, root.pictures.find)
         if image_id is None:
             raise UserError(f"--import-cvat {given}: {name[:80]!r} is no image of "
                             f"{root.image_dir}")

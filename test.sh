@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source utils/environment.sh
-setup_environment requirements.txt requirements-dev.txt
+setup_environment requirements.txt requirements-extra.txt requirements-dev.txt
 exec python -m pytest "$@"

@@ -19,7 +19,6 @@ from labelling.labels import read_label, voc_palette
 from labelling.metrics import ConfusionMatrix
 from libs import transforms
 from libs.config import HERE as DEEPLAB
-from libs.data import find_pictures
 from libs.inference import segment
 from utils import checkpoint
 from utils.files import UserError
@@ -231,15 +230,6 @@ def test_predict_with_crf(trained, tmp_path, data):
     run("predict", trained, "--crf", "--input", image, "--output-dir", tmp_path / "crf")
     with Image.open(image) as picture:
         assert read_label(tmp_path / "crf" / f"{image.stem}.png").shape == picture.size[::-1]
-
-
-def test_two_images_of_one_name(tmp_path):
-    for name in ("a.jpg", "a.png"):
-        Image.new("RGB", (8, 8)).save(tmp_path / name)
-    with pytest.raises(UserError, match="both become a.png"):
-        find_pictures(tmp_path)
-    with pytest.raises(UserError, match="no image there"):
-        find_pictures(tmp_path / "nothing")
 
 
 def test_a_missing_or_wrong_label_file_is_named(config, tmp_path, data):

@@ -283,7 +283,7 @@ def fit(folder: Path, epochs: int, scores: list[float] | None = None, batch: int
         runtime: Runtime = CPU, **arguments) -> tuple[nn.Module, list[dict]]:
     torch.manual_seed(0)
     model = nn.Linear(1, 1)
-    model.config = {"network": "test"}
+    model.config = {"network": "refine", "num_classes": 1}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     scheduler = MultiStepLR(optimizer, [1, 2])
     training = Training(folder, model, optimizer, scheduler, record(), runtime)
@@ -362,7 +362,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
 
     torch.manual_seed(0)
     model = nn.Linear(1, 1)
-    model.config = {"network": "test"}
+    model.config = {"network": "refine", "num_classes": 1}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     training = Training(tmp_path, model, optimizer, MultiStepLR(optimizer, [1]), record(), CPU)
     with torch.no_grad():

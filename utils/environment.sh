@@ -8,7 +8,7 @@ export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
 
 _python() {  # the first Python on the PATH that is new enough
     local name
-    for name in python3 python3.13 python3.12 python3.11 python3.10 python; do
+    for name in python3 python3.14 python3.13 python3.12 python3.11 python3.10 python; do
         if command -v "$name" >/dev/null &&
            "$name" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
             echo "$name"

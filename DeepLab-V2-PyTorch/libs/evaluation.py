@@ -1,6 +1,7 @@
 """`test` and `crf`: score the network on SPLIT.VAL, image by image at full size."""
 
 import argparse
+import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -55,8 +56,9 @@ def evaluate(args: argparse.Namespace, experiment: Experiment) -> None:
         outputs.renew(args.labels_dir, record, args.overwrite)
     runtime.barrier()
     names = ["background", *root.classes]
-    matrix = score(segment(stream, crf), len(names), args.labels_dir)
+    matrix, per_image = score(segment(stream, crf), len(names), args.labels_dir)
     matrix.counts = runtime.sum(matrix.counts)
+    per_image = {name: miou for part in runtime.gather(per_image) for name, miou in part.items()}
     runtime.barrier()
     if not runtime.main:
         return
@@ -69,19 +71,23 @@ def evaluate(args: argparse.Namespace, experiment: Experiment) -> None:
     write_json(path, {"name": "DeepLab-V2 + CRF" if with_crf else "DeepLab-V2",
                       "checkpoint": args.checkpoint, "made_from": record.digest(),
                       "list": config.SPLIT.VAL, "images": len(entries), "labels": names,
-                      **asdict(scores)})
+                      **asdict(scores), "per_image": per_image})
     log.info("wrote %s", path)
 
 
 def score(results: Iterable[tuple[Sample, np.ndarray]], num_labels: int, labels_dir: Path | None
-          ) -> ConfusionMatrix:
-    """The confusion matrix of a stream of labels, which are also written if asked for."""
+          ) -> tuple[ConfusionMatrix, dict[str, float]]:
+    """The confusion matrix of a stream of labels, which are also written if asked for, and the
+    mIoU of each image."""
     matrix = ConfusionMatrix(num_labels)
+    per_image: dict[str, float] = {}
     for sample, label in results:
         try:
-            matrix.update(label, sample["mask"].cpu())
+            miou = matrix.update(label, sample["mask"].cpu())
         except ValueError as error:
             raise UserError(f"{sample['id']}: {error}") from error
+        if not math.isnan(miou):  # a mask without any label
+            per_image[sample["id"]] = round(miou, 4)
         if labels_dir is not None:
             save_label(labels_dir / f"{sample['id']}.png", label)
-    return matrix
+    return matrix, per_image

@@ -6,35 +6,40 @@ from dataclasses import asdict
 import numpy as np
 
 from datasets.layout import VOC_CLASSES
+from datasets.pictures import find_pictures
 from datasets.voc import collate
 from labelling.labels import save_label, voc_palette
 from labelling.visualize import overlay_label, save_image
-from libs.data import Pictures, find_pictures
+from libs.data import Pictures
 from libs.experiment import Experiment
 from libs.export import export_onnx
 from libs.inference import run_network, segment
 from libs.transforms import Inference, nearest
+from reporting.predictions import write_index
 from utils import outputs, provenance
 from utils.files import output_folder
 from utils.loading import inference_batches
+from utils.logging import get_logger
 from utils.stage import report_failures
+
+log = get_logger()
 
 
 def predict(args: argparse.Namespace, experiment: Experiment) -> None:
     """Segment the images of --input; finished ones are skipped."""
     config, runtime = experiment.config, experiment.runtime
     crf = experiment.crf_params() if args.crf else None
-    paths = find_pictures(args.input)
+    by_id = find_pictures(args.input).by_id
     experiment.open(args.output_dir)
     model, classes = experiment.load_network(args.checkpoint)
     record = provenance.Record(
         "DeepLab-V2 predict",
         {"crf": crf and asdict(crf), "max_side": args.max_side, "precision": runtime.precision},
         classes or [], {"checkpoint": provenance.file_digest(args.checkpoint)},
-        {path.stem: {"image": path.stat().st_size} for path in paths}, provenance.now(),
+        {name: {"image": path.stat().st_size} for name, path in by_id.items()}, provenance.now(),
         {"images": str(args.input)})
     todo = outputs.unfinished({args.output_dir: record}, args, runtime)
-    batches = inference_batches(Pictures(paths, Inference(config.IMAGE.MEAN), args.max_side), todo,
+    batches = inference_batches(Pictures(by_id, Inference(config.IMAGE.MEAN), args.max_side), todo,
                                 1, runtime, config.RUN.NUM_WORKERS, collate)
     if args.dry_run:
         return batches.dry_run(len(todo), args.output_dir)
@@ -44,6 +49,9 @@ def predict(args: argparse.Namespace, experiment: Experiment) -> None:
         small = nearest(label, sample["pixels"].shape[:2])
         save_image(overlays / f"{sample['id']}.jpg", overlay_label(sample["pixels"], small))
         save_label(args.output_dir / f"{sample['id']}.png", label)
+    runtime.barrier()
+    if runtime.main:
+        log.info("wrote %s", write_index(args.output_dir, list(by_id.values()), classes))
     report_failures(errors, len(todo), runtime)
 
 
