@@ -1,26 +1,30 @@
 """Fully connected CRF: class probabilities and the image in, probabilities with sharp borders out.
 
-It needs the compiled package pydensecrf, which is optional: without it everything else works, and
-`require_crf` says what is missing.
+Written in PyTorch, on the device of the probabilities, with a gradient with respect to them; on
+request computed by the compiled package pydensecrf instead, whose results it reproduces.
 Source: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
-Potentials" (2011); the default parameters are DeepLab's.
+Potentials" (2011), algorithm 1 with a Potts model; the default parameters are DeepLab's.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_all_start_methods, get_context
-from typing import Any, TypeVar
+from functools import lru_cache
+from itertools import pairwise, product
+from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from labelling.lattice import Filter, Lattice
 from utils.files import UserError
 
 Key = TypeVar("Key")
+Array = TypeVar("Array", np.ndarray, Tensor)
 SMALLEST = 1e-5  # probabilities below count as this, so that their logarithm stays finite
-AHEAD = 2  # images per process that are read before their turn
+ABSENT = -1e4  # energy of a class that takes no part: its exponential is 0
+SIDES = 8  # classes are filtered fastest in multiples of a vector register's width
+MARGIN = 2.0  # ranges of the appearance kernel that a tile sees beyond its part of the image
 
 
 @dataclass(frozen=True)
@@ -29,11 +33,15 @@ class CRFParams:
 
     Attributes:
         iterations: mean-field steps.
-        position_weight, position_xy: weight and range (pixels) of the smoothness kernel.
+        position_weight, position_xy: weight and range (standard deviation, pixels) of the
+            smoothness kernel.
         bilateral_weight, bilateral_xy, bilateral_rgb: weight and ranges (pixels, grey levels) of
             the appearance kernel.
         negligible: a class whose probability is below this everywhere in the image takes no part;
-            time is proportional to the classes that do. 0 keeps every class.
+            time is proportional to the classes that do. 0 keeps every class. It counts as at most
+            1 / C, so that a pixel's most probable class always takes part.
+        backend: "torch", or "pydensecrf", the compiled package (requirements-crf.txt).
+        max_pixels: a larger image is done in overlapping tiles of about this size.
     """
 
     iterations: int = 10
@@ -43,105 +51,213 @@ class CRFParams:
     bilateral_xy: float = 67.0
     bilateral_rgb: float = 3.0
     negligible: float = 0.05
-    backend: str = "pydensecrf"
+    backend: str = "torch"
+    max_pixels: int = 1_500_000
 
 
-def require_crf() -> None:
-    """Check that pydensecrf is there.
+def require_crf(params: CRFParams = CRFParams()) -> None:
+    """Check that the backend is there; "torch" always is.
 
     Raises:
-        UserError: it is not; the message says how to install it.
+        UserError: there is no such backend, or pydensecrf is not installed; the message says how
+            to install it.
     """
-    try:
-        import pydensecrf.densecrf  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "the CRF needs the package pydensecrf, which is not installed: with a C++ compiler, "
-            "pip install 'cython>=3' setuptools wheel && "
-            "pip install --no-build-isolation pydensecrf2") from error
+    if params.backend not in ("torch", "pydensecrf"):
+        raise UserError(f"CRF backend {params.backend}: there are torch and pydensecrf")
+    if params.backend == "pydensecrf":
+        try:
+            import pydensecrf.densecrf  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                "CRF backend pydensecrf: the package is not installed; use torch or, with a C++ "
+                "compiler, pip install 'cython>=3' setuptools wheel && pip install "
+                "--no-build-isolation -r requirements-crf.txt") from error
 
 
-def dense_crf(image: np.ndarray, probabilities: np.ndarray,
-              params: CRFParams = CRFParams()) -> np.ndarray:
+def dense_crf(image: Array, probabilities: Array, params: CRFParams = CRFParams()) -> Array:
     """Marginals of the fully connected CRF.
 
+    Differentiable with respect to the probabilities (backend torch, tensors), as far as they are
+    above `SMALLEST` and their classes are not left out: train with `negligible=0`.
+
     Args:
-        image: (H, W, 3) uint8, RGB. The lattice is not symmetric in the channels; it is fed BGR,
-            as the program is that the published figures come from.
-        probabilities: (C, H, W) float, each pixel's sum 1.
+        image: (H, W, 3) uint8, RGB, or several of one size, (B, H, W, 3). The kernel's features
+            are taken in the order B, G, R: the lattice is not symmetric in them, and the published
+            figures come from a program that reads images so.
+        probabilities: (C, H, W) or (B, C, H, W) float, each pixel's sum 1. An array, or a tensor
+            on any device, where everything is then computed.
         params: see `CRFParams`.
 
     Returns:
-        (C, H, W) float32, each pixel's sum 1; 0 for classes left out.
+        As probabilities, float32 (float64 if they are), each pixel's sum 1; 0 for classes left out.
 
     Raises:
         ValueError: the shapes do not match.
-        UserError: pydensecrf is not installed.
+        UserError: the backend is missing, or the ranges are too small for the image's size.
     """
-    if image.shape != (*probabilities.shape[1:], 3) or image.dtype != np.uint8:
-        raise ValueError(f"image {image.shape} {image.dtype} does not belong to probabilities "
-                         f"{probabilities.shape}")
-    require_crf()
-    from pydensecrf.densecrf import DenseCRF2D
+    if isinstance(probabilities, np.ndarray):
+        tensors = (torch.from_numpy(np.require(array, requirements=("C", "W")))
+                   for array in (image, probabilities))
+        return dense_crf(*tensors, params).numpy()
+    if (image.shape != (*probabilities.shape[:-3], *probabilities.shape[-2:], 3)
+            or image.dtype != torch.uint8 or image.ndim not in (3, 4)):
+        raise ValueError(f"image {tuple(image.shape)} {image.dtype} does not belong to "
+                         f"probabilities {tuple(probabilities.shape)}")
+    require_crf(params)
+    if probabilities.dtype != torch.float64:
+        probabilities = probabilities.float()
+    if image.ndim == 4:
+        return _tiled(image, probabilities, params)
+    return _tiled(image[None], probabilities[None], params)[0]
 
-    classes = np.flatnonzero(probabilities.max(axis=(1, 2)) >= params.negligible)
-    height, width = image.shape[:2]
-    unary = -np.log(np.clip(probabilities[classes], SMALLEST, 1.0)).astype(np.float32)
-    crf = DenseCRF2D(width, height, len(classes))
-    crf.setUnaryEnergy(unary.reshape(len(classes), -1))
-    crf.addPairwiseGaussian(sxy=params.position_xy, compat=params.position_weight)
-    crf.addPairwiseBilateral(sxy=params.bilateral_xy, srgb=params.bilateral_rgb,
-                             rgbim=np.require(image[..., ::-1], requirements=("C", "W")),
-                             compat=params.bilateral_weight)
-    marginals = np.zeros(probabilities.shape, dtype=np.float32)
-    marginals[classes] = np.asarray(crf.inference(params.iterations)).reshape(unary.shape)
+
+def _tiled(images: Tensor, probabilities: Tensor, params: CRFParams) -> Tensor:
+    """`dense_crf` of (B, H, W, 3) and (B, C, H, W), tile by tile."""
+    tiles = list(_tiles(*images.shape[1:3], params))
+    if len(tiles) == 1:
+        return _whole(images, probabilities, params)
+    marginals = torch.zeros_like(probabilities)
+    for (top, left), (rows, columns), inner in tiles:
+        part = _whole(images[:, rows, columns], probabilities[:, :, rows, columns], params)
+        marginals[:, :, top, left] = part[:, :, inner[0], inner[1]]
     return marginals
 
 
-def crf_label(image: np.ndarray, probabilities: np.ndarray,
-              params: CRFParams = CRFParams()) -> np.ndarray:
+def _tiles(height: int, width: int, params: CRFParams) -> Iterator[tuple[tuple[slice, slice], ...]]:
+    """The tiles of an image: what is kept of each, what it sees, and the one within the other."""
+    margin = round(MARGIN * params.bilateral_xy)
+    if height * width <= params.max_pixels:
+        side = max(height, width)
+    else:
+        side = max(1, round(params.max_pixels ** 0.5) - 2 * margin)
+    for kept in product(_cuts(height, side), _cuts(width, side)):
+        seen = tuple(slice(max(0, cut.start - margin), min(length, cut.stop + margin))
+                     for cut, length in zip(kept, (height, width), strict=True))
+        yield kept, seen, tuple(slice(cut.start - wide.start, cut.stop - wide.start)
+                                for cut, wide in zip(kept, seen, strict=True))
+
+
+def _cuts(length: int, side: int) -> list[slice]:
+    """A length in equal pieces, none longer than `side`."""
+    pieces = -(-length // side)
+    ends = [length * i // pieces for i in range(pieces + 1)]
+    return [slice(*pair) for pair in pairwise(ends)]
+
+
+def _whole(images: Tensor, probabilities: Tensor, params: CRFParams) -> Tensor:
+    """`dense_crf` of (B, H, W, 3) and (B, C, H, W) without tiles: unary energies in, marginals out,
+    both as (B N, K) with the K classes that an image keeps."""
+    count, classes = probabilities.shape[:2]
+    threshold = min(params.negligible, 1 / classes)
+    kept = [present.nonzero()[:, 0]
+            for present in (probabilities.detach().amax(dim=(2, 3)) >= threshold).cpu()]
+    most = max(map(len, kept))
+    if most > SIDES // 2 and params.backend == "torch":
+        most = -(-most // SIDES) * SIDES
+    energies = probabilities.new_full((count, images[0, ..., 0].numel(), most), ABSENT)
+    for i, some in enumerate(kept):
+        energies[i, :, :len(some)] = probabilities[i, some].clamp(SMALLEST, 1).log().flatten(1).t()
+    infer = _mean_field if params.backend == "torch" else _pydensecrf
+    refined = infer(images.flip(-1), energies.flatten(0, 1), params).view_as(energies)
+    marginals = torch.zeros_like(probabilities)
+    for i, some in enumerate(kept):
+        marginals[i, some] = refined[i, :, :len(some)].t().reshape(-1, *marginals.shape[2:])
+    return marginals
+
+
+def _mean_field(images: Tensor, energies: Tensor, params: CRFParams) -> Tensor:
+    """Algorithm 1: images (B, H, W, 3), BGR, and log probabilities (B N, K) -> marginals (B N, K).
+    """
+    size = tuple(images.shape[:3])
+    kind = energies.device, energies.dtype
+    position = _position_lattice(size, params.position_xy, params.position_weight, *kind)
+    places = _places(size, energies.device) / params.bilateral_xy
+    colours = images.reshape(-1, 3).t().float() / params.bilateral_rgb
+    appearance = Lattice(torch.cat((places, colours)), params.bilateral_weight, size[0], kind[1])
+    marginals = _softmax(energies)
+    if energies.requires_grad:
+        for _ in range(params.iterations):
+            marginals = _softmax(energies + Filter.apply(marginals, position)
+                                 + Filter.apply(marginals, appearance))
+        return marginals
+    lattices = position, appearance
+    work = [energies.new_empty(2, lattice.vertices, energies.shape[1]) for lattice in lattices]
+    for _ in range(params.iterations):
+        blurred = [lattice.blurred(marginals, space)
+                   for lattice, space in zip(lattices, work, strict=True)]
+        for (rows, smooth), (_, similar) in zip(position.slice(blurred[0]),
+                                                appearance.slice(blurred[1]), strict=True):
+            _softmax(smooth.add_(similar).add_(energies[rows]), out=marginals[rows])
+    return marginals
+
+
+def _softmax(energies: Tensor, out: Tensor | None = None) -> Tensor:
+    """Softmax over the last dimension of (.., K), several times as fast as torch's for small K."""
+    exponentials = energies.exp()
+    return torch.div(exponentials, (exponentials @ energies.new_ones(energies.shape[1]))[:, None],
+                     out=out)
+
+
+@lru_cache(maxsize=4)
+def _position_lattice(size: tuple[int, int, int], sigma: float, weight: float,
+                      device: torch.device, dtype: torch.dtype) -> Lattice:
+    """The smoothness kernel, the same for all images of a size (B, H, W)."""
+    return Lattice(_places(size, device) / sigma, weight, size[0], dtype)
+
+
+def _places(size: tuple[int, int, int], device: torch.device) -> Tensor:
+    """x and y of every pixel of B images: (2, B N) float32."""
+    images, height, width = size
+    y, x = torch.meshgrid(torch.arange(height, dtype=torch.float32, device=device),
+                          torch.arange(width, dtype=torch.float32, device=device), indexing="ij")
+    return torch.stack((x.flatten(), y.flatten())).repeat(1, images)
+
+
+def _pydensecrf(images: Tensor, energies: Tensor, params: CRFParams) -> Tensor:
+    """As `_mean_field`, by the compiled package."""
+    from pydensecrf.densecrf import DenseCRF2D
+
+    count, height, width = images.shape[:3]
+    results = []
+    for image, energy in zip(images, energies.view(count, -1, energies.shape[1]), strict=True):
+        crf = DenseCRF2D(width, height, energies.shape[1])
+        crf.setUnaryEnergy((-energy).t().contiguous().float().cpu().numpy())
+        crf.addPairwiseGaussian(sxy=params.position_xy, compat=params.position_weight)
+        crf.addPairwiseBilateral(sxy=params.bilateral_xy, srgb=params.bilateral_rgb,
+                                 rgbim=image.contiguous().cpu().numpy(),
+                                 compat=params.bilateral_weight)
+        marginals = torch.from_numpy(np.asarray(crf.inference(params.iterations)))
+        results.append(marginals.view(energies.shape[1], -1).t())
+    return torch.cat(results).to(energies)
+
+
+def crf_label(image: Array, probabilities: Array, params: CRFParams = CRFParams()) -> Array:
     """The most probable class of each pixel after `dense_crf`: (H, W) uint8."""
-    return dense_crf(image, probabilities, params).argmax(axis=0).astype(np.uint8)
+    marginals = dense_crf(image, probabilities, params)
+    if isinstance(marginals, np.ndarray):
+        return marginals.argmax(axis=0).astype(np.uint8)
+    return marginals.argmax(dim=0).to(torch.uint8)
 
 
-def crf_labels(items: Iterable[tuple[Key, np.ndarray, Any]], params: CRFParams = CRFParams(),
-               processes: int = 1) -> Iterator[tuple[Key, np.ndarray]]:
-    """`crf_label` of many images in a pool of processes.
+def crf_labels(items: Iterable[tuple[Key, Array, Tensor]], params: CRFParams = CRFParams()
+               ) -> Iterator[tuple[Key, Tensor]]:
+    """`crf_label` of many images, one after the other, on the device of their probabilities.
 
     Args:
-        items: (key, image, probabilities, an array or a tensor); read as the pool gets on, so that
-            memory does not grow with the number of images. Keys stay in this process.
+        items: (key, image (H, W, 3) uint8, probabilities (C, H, W)); read one at a time, so that
+            memory does not grow with the number of images.
         params: see `CRFParams`.
-        processes: 1 computes in this process; the result is the same.
 
     Yields:
-        (key, label) in the order of `items`.
+        (key, label (H, W) uint8 on the device), in the order of `items`.
     """
-    items = ((key, image, torch.as_tensor(scores).cpu().numpy()) for key, image, scores in items)
-    require_crf()
-    if processes <= 1:
-        for key, image, probabilities in items:
-            yield key, crf_label(image, probabilities, params)
-        return
-    # No plain fork: it would copy the state of CUDA and of running threads. A fork server imports
-    # the script once for all processes, spawn once for each.
-    method = "forkserver" if "forkserver" in get_all_start_methods() else "spawn"
-    with ProcessPoolExecutor(processes, mp_context=get_context(method)) as pool:
-        waiting: deque[tuple[Key, Future]] = deque()
-        try:
-            for key, image, probabilities in items:
-                waiting.append((key, pool.submit(crf_label, image, probabilities, params)))
-                if len(waiting) > AHEAD * processes:
-                    key, label = waiting.popleft()
-                    yield key, label.result()
-            while waiting:
-                key, label = waiting.popleft()
-                yield key, label.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    require_crf(params)
+    for key, image, probabilities in items:
+        pixels = torch.as_tensor(image).to(probabilities.device)
+        yield key, crf_label(pixels, probabilities, params)
 
 
-def score_probabilities(scores: torch.Tensor, background: float) -> torch.Tensor:
+def score_probabilities(scores: Tensor, background: float) -> Tensor:
     """Localization scores against a constant score of the background, as the CRF's input.
 
     Args:
@@ -152,6 +268,6 @@ def score_probabilities(scores: torch.Tensor, background: float) -> torch.Tensor
         (1 + K, H, W) float32, the background first, each pixel's sum 1. The most probable is what
         a threshold at `background` gives.
     """
-    scores = torch.as_tensor(scores).float()
+    scores = scores.float()
     stack = torch.cat((scores.new_full((1, *scores.shape[1:]), background), scores))
     return stack / stack.sum(dim=0)

@@ -1,19 +1,14 @@
-"""The fully connected CRF: golden figures, classes left out, processes, what is said without it."""
+"""The fully connected CRF: golden figures, pydensecrf, classes left out, gradient, large images."""
 
 import sys
 
 import numpy as np
 import pytest
+import torch
 from golden_recipe import GOLDEN
 
 from labelling.crf import CRFParams, crf_label, crf_labels, dense_crf
 from utils.files import UserError
-
-
-@pytest.fixture(autouse=True)
-def _needs_crf(request):
-    if "without" not in request.node.name:
-        pytest.importorskip("pydensecrf.densecrf")
 
 
 def scene(height: int = 50, width: int = 70, classes: int = 21, seed: int = 0):
@@ -64,43 +59,112 @@ def test_inputs_are_not_changed():
     np.testing.assert_array_equal(probabilities, copies[1])
 
 
-def test_one_process_and_several_give_the_same_in_the_same_order():
-    items = [(f"image {i}", *scene(30 + 3 * i, 40, 10 + 4 * (i % 2), seed=i)[:2])
-             for i in range(7)]
-    one = list(crf_labels(iter(items), processes=1))
-    several = list(crf_labels(iter(items), processes=2))
-    assert [key for key, _ in one] == [key for key, _ in several] == [i[0] for i in items]
-    for (_, a), (_, b) in zip(one, several, strict=True):
-        np.testing.assert_array_equal(a, b)
-        assert a.dtype == np.uint8
-
-
-def test_images_are_read_as_the_pool_gets_on():
+def test_many_images_come_in_their_order_and_are_read_one_at_a_time():
     read = []
 
     def items():
-        for i in range(30):
+        for i in range(5):
             read.append(i)
-            yield i, *scene(20, 61, 10)[:2]
+            image, probabilities, _ = scene(30 + 3 * i, 40, 10 + 4 * (i % 2), seed=i)
+            yield i, image, torch.from_numpy(probabilities)
 
-    results = crf_labels(items(), processes=2)
-    next(results)
-    assert len(read) < 10
-    results.close()
+    results = crf_labels(items())
+    first, label = next(results)
+    assert first == 0 and read == [0] and label.dtype == torch.uint8
+    image, probabilities, _ = scene(30, 40, 10, seed=0)
+    np.testing.assert_array_equal(label.numpy(), crf_label(image, probabilities))
+    assert [key for key, _ in results] == [1, 2, 3, 4]
 
 
-def test_an_error_in_a_process_arrives():
+def test_shapes_that_do_not_match():
     image, probabilities, _ = scene()
     with pytest.raises(ValueError, match="does not belong"):
-        list(crf_labels([("bad", image[1:], probabilities)], processes=2))
+        list(crf_labels([("bad", image[1:], torch.from_numpy(probabilities))]))
 
 
-def test_without_pydensecrf_one_line_says_what_is_missing(monkeypatch):
+def test_pydensecrf_asked_for_and_not_there(monkeypatch):
     monkeypatch.setitem(sys.modules, "pydensecrf", None)
     monkeypatch.setitem(sys.modules, "pydensecrf.densecrf", None)
     image, probabilities, _ = scene()
-    for call in (lambda: crf_label(image, probabilities),
-                 lambda: list(crf_labels([("a", image, probabilities)], processes=2))):
-        with pytest.raises(UserError, match="pip install.*pydensecrf2") as error:
-            call()
-        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="use torch or.*requirements-crf.txt") as error:
+        crf_label(image, probabilities, CRFParams(backend="pydensecrf"))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="backend other"):
+        crf_label(image, probabilities, CRFParams(backend="other"))
+
+
+# Against pydensecrf, whose results are those of the published figures
+
+def photo_like(kind: str, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
+    if kind == "flat":
+        return np.full((height, width, 3), 90, np.uint8)
+    noise = rng.normal(0, 40 if kind == "noisy" else 6, (height, width, 3))
+    rows, columns = np.mgrid[:height, :width]
+    shade = 120 + 60 * np.sin(rows / 23)[..., None] + 40 * np.sin(columns / 31)[..., None]
+    shade = shade + 50 * ((rows // 40 + columns // 55) % 2)[..., None]
+    return np.clip(shade + noise, 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("height", "width", "classes", "kind"), [
+    (1, 1, 3, "photo"), (1, 500, 3, "photo"), (73, 97, 2, "photo"), (73, 97, 1, "photo"),
+    (73, 97, 21, "noisy"), (73, 97, 21, "flat"), (60, 80, 81, "photo"), (187, 249, 3, "photo"),
+    pytest.param(373, 497, 21, "photo", marks=pytest.mark.slow)])
+def test_labels_and_marginals_are_those_of_pydensecrf(height, width, classes, kind):
+    pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf is not installed: it needs a "
+                        "C++ compiler (requirements-crf.txt)")
+    rng = np.random.default_rng([height, width, classes])
+    image = photo_like(kind, height, width, rng)
+    logits = rng.normal(0, 1, (classes, max(1, height // 12), max(1, width // 12)))
+    logits = torch.nn.functional.interpolate(torch.from_numpy(logits)[None].float(),
+                                             (height, width), mode="bilinear")[0]
+    probabilities = (3 * logits + torch.from_numpy(rng.normal(0, 0.7, logits.shape)).float()
+                     ).softmax(0).numpy()
+    for negligible in (0.0, 0.05):
+        ours, theirs = (dense_crf(image, probabilities,
+                                  CRFParams(negligible=negligible, backend=backend))
+                        for backend in ("torch", "pydensecrf"))
+        np.testing.assert_allclose(ours, theirs, atol=1e-3)
+        assert (ours.argmax(0) == theirs.argmax(0)).mean() >= 0.9999
+
+
+def test_several_images_of_one_size_are_those_of_one_each():
+    scenes = [scene(seed=seed)[:2] for seed in range(3)]
+    images, probabilities = (torch.from_numpy(np.stack(parts)) for parts in zip(*scenes,
+                                                                                strict=True))
+    together = dense_crf(images, probabilities)
+    for (image, scores), one in zip(scenes, together, strict=True):
+        np.testing.assert_allclose(dense_crf(image, scores), one.numpy(), atol=1e-5)
+
+
+def test_the_same_again():
+    image, probabilities, _ = scene()
+    np.testing.assert_array_equal(dense_crf(image, probabilities), dense_crf(image, probabilities))
+
+
+def test_channels_are_taken_as_bgr():
+    image, probabilities, _ = scene()
+    assert not np.array_equal(dense_crf(image, probabilities),
+                              dense_crf(np.ascontiguousarray(image[..., ::-1]), probabilities))
+
+
+def test_gradient_with_respect_to_the_probabilities():
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+    scores = torch.from_numpy(rng.normal(0, 1, (3, 5, 6))).softmax(0).requires_grad_()
+    params = CRFParams(iterations=3, bilateral_rgb=40.0, bilateral_xy=4.0, negligible=0.0)
+    assert torch.autograd.gradcheck(lambda p: dense_crf(image, p, params), (scores,))
+
+
+def test_a_large_image_in_tiles_is_nearly_that_in_one():
+    image, probabilities, _ = scene(150, 200)
+    whole = dense_crf(image, probabilities, CRFParams(bilateral_xy=10.0))
+    tiled = dense_crf(image, probabilities, CRFParams(bilateral_xy=10.0, max_pixels=9000))
+    assert (whole.argmax(0) == tiled.argmax(0)).mean() > 0.995
+
+
+def test_ranges_too_small_for_the_image_are_one_line():
+    image = np.zeros((40, 40, 3), np.uint8)
+    image[::2] = 255
+    with pytest.raises(UserError, match="raise the ranges"):
+        dense_crf(image, np.full((2, 40, 40), 0.5, np.float32),
+                  CRFParams(bilateral_rgb=1e-4, bilateral_xy=1e-3, position_xy=1e-3))

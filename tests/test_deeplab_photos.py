@@ -88,18 +88,19 @@ def photos(tmp_path) -> list[Path]:
 
 
 def test_pictures_tell_their_own_size(photos):
-    big, small = (Pictures(photos, Inference(MEAN), max_side=100)[index] for index in (0, 1))
+    by_id = {path.stem: path for path in photos}
+    big, small = (Pictures(by_id, Inference(MEAN), max_side=100)[index] for index in (0, 1))
     assert big["size"] == (200, 300) and big["pixels"].shape == (67, 100, 3)
     assert big["image"].shape == (3, 67, 100) and small["image"].shape == (3, 60, 40)
     with Image.open(photos[0]) as image:
         assert np.array_equal(big["pixels"], np.asarray(shrink(image, 100)))
-    as_before = Pictures(photos, Inference(MEAN))[1]
+    as_before = Pictures({path.stem: path for path in photos}, Inference(MEAN))[1]
     assert torch.equal(small["image"], as_before["image"]) and small["size"] == as_before["size"]
     assert np.array_equal(big["image"].permute(1, 2, 0).numpy(), big["pixels"])
 
 
 def test_labels_have_the_photos_size_with_and_without_crf(photos, monkeypatch):
-    sample = Pictures(photos, Inference(MEAN), max_side=100)[0]
+    sample = Pictures({path.stem: path for path in photos}, Inference(MEAN), max_side=100)[0]
     logits = smooth(5, 9, 13)
     (_, plain), = segment([(sample, logits)])
     assert plain.shape == (200, 300) and plain.dtype == np.uint8

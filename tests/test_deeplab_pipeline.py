@@ -168,7 +168,6 @@ def test_test_and_crf_agree_with_their_labels_and_with_stored_logits(trained, tm
     assert result["miou"] == pytest.approx(matrix.scores().miou)
     assert result["images"] == 5 and result["labels"][0] == "background"
 
-    pytest.importorskip("pydensecrf.densecrf")
     run("crf", trained, "--labels-dir", tmp_path / "direct")
     direct = scores(trained, "scores_crf.json")
     run("crf", trained, "--stored-logits", "CRF.PROCESSES=2", "--labels-dir", tmp_path / "stored",
@@ -181,7 +180,6 @@ def test_test_and_crf_agree_with_their_labels_and_with_stored_logits(trained, tm
 
 
 def test_logits_of_another_checkpoint_are_refused(trained, tmp_path):
-    pytest.importorskip("pydensecrf.densecrf")
     run("test", trained, "--save-logits")
     state = weights(trained)
     state["base.aspp.c0.bias"] = state["base.aspp.c0.bias"] + 1
@@ -225,7 +223,6 @@ def test_predict_any_images(trained, tmp_path, data):
 
 
 def test_predict_with_crf(trained, tmp_path, data):
-    pytest.importorskip("pydensecrf.densecrf")
     image = next((data / "JPEGImages").iterdir())
     run("predict", trained, "--crf", "--input", image, "--output-dir", tmp_path / "crf")
     with Image.open(image) as picture:

@@ -51,18 +51,6 @@ setup_environment() {
             cp "$root/$name" "$stamp/$name"
         fi
     done
-    # The CRF is compiled. Without a compiler everything else must still work.
-    if ! cmp -s "$root/requirements-crf.txt" "$stamp/requirements-crf.txt"; then
-        echo "installing requirements-crf.txt (compiles for half a minute)"
-        # Not in pip's isolated build: with the Cython it fetches there, Python 3.13 fails.
-        if ! { python -m pip install --quiet --disable-pip-version-check "cython>=3" setuptools wheel &&
-               python -m pip install --quiet --disable-pip-version-check --no-build-isolation \
-                   -r "$root/requirements-crf.txt"; } >"$stamp/crf.log" 2>&1; then
-            echo "warning: the CRF could not be built (no C++ compiler?); everything else works." >&2
-            echo "         The reason is in $stamp/crf.log. To try again: rm $stamp/requirements-crf.txt" >&2
-        fi
-        cp "$root/requirements-crf.txt" "$stamp/requirements-crf.txt"
-    fi
     if [ -e "$root/.venv.lock" ]; then
         exec 9>&-
     fi

@@ -62,7 +62,11 @@ class Writers:
             if kind is None:
                 self.flush()
         finally:
-            self._pool.shutdown(cancel_futures=True)
+            try:
+                self._pool.shutdown(cancel_futures=True)
+            except BaseException:  # a signal in just this wait
+                self._pool.shutdown(cancel_futures=True)
+                raise
 
 
 def save_png(path: Path, image: Image.Image, **options: Any) -> None:
