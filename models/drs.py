@@ -20,10 +20,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models import suppression
+
 
 def max_extractor(x: Tensor) -> Tensor:
-    """Global maximum of each channel: (B, C, H, W) -> (B, C, 1, 1)."""
-    return F.adaptive_max_pool2d(x, 1)
+    """Global maximum of each channel: (B, C, H, W) -> (B, C, 1, 1). Of several equal maxima, one
+    gets the gradient."""
+    return suppression.maxima(x)[0]
 
 
 def suppress(x: Tensor, x_max: Tensor, control: Tensor | float) -> Tensor:
@@ -40,8 +43,11 @@ class FixedDRS(nn.Module):
             raise ValueError(f"delta must be in (0, 1], got {delta}")
         self.delta = delta
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
+    def forward(self, x: Tensor, relu: bool = True) -> Tensor:
+        """(B, C, H, W) -> the same; `relu=False`: x has passed another activation."""
+        if suppression.suits(x):  # the same, for less time and memory in training
+            return suppression.CappedActivation.apply(x, relu, self.delta)
+        x = F.relu(x) if relu else x
         return suppress(x, max_extractor(x), self.delta)
 
     def extra_repr(self) -> str:
@@ -56,13 +62,21 @@ class LearnableDRS(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.fc = nn.Sequential(nn.Linear(channels, channels, bias=False), nn.Sigmoid())
-        nn.init.normal_(self.fc[0].weight, std=0.01)
+        linear = nn.Linear(channels, channels, bias=False)
+        nn.init.normal_(linear.weight, std=0.01)
+        self.fc = nn.Sequential(linear, nn.Sigmoid())
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(x)
-        control = self.fc(x.mean(dim=(2, 3)))[:, :, None, None]
-        return suppress(x, max_extractor(x), control)
+    def control(self, average: Tensor) -> Tensor:
+        """Averages (B, C, 1, 1) -> shares (B, C, 1, 1) in [0, 1]."""
+        return self.fc(average.flatten(1))[:, :, None, None]
+
+    def forward(self, x: Tensor, relu: bool = True) -> Tensor:
+        """(B, C, H, W) -> the same; `relu=False`: x has passed another activation."""
+        if suppression.suits(x, self.fc.parameters()):
+            return suppression.CappedActivation.apply(x, relu, self.control,
+                                                      *self.fc.parameters())
+        x = F.relu(x) if relu else x
+        return suppress(x, max_extractor(x), self.control(suppression.averages(x)))
 
 
 def activation_factory(mode: str, delta: float = 0.55) -> Callable[[int], nn.Module]:

@@ -8,10 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from models import build
-from models.classifier import Classifier
+from models.classifier import Classifier, classification_loss
 from models.drs import FixedDRS, LearnableDRS, activation_factory, max_extractor, suppress
 from models.localization import upsample
-from models.refine import RefineNet, refinement_target
+from models.refine import RefineNet, refinement_loss, refinement_target
 from models.vgg import OUTPUT_STRIDE
 
 NETWORKS = [Classifier(3, "learnable", width=0.0625), Classifier(3, "fixed", width=0.0625),
@@ -47,6 +47,12 @@ def test_control_one_is_relu():
     x = features()
     assert torch.equal(FixedDRS(1.0)(x), F.relu(x))
     assert torch.equal(suppress(F.relu(x), max_extractor(F.relu(x)), 1.0), F.relu(x))
+
+
+def test_of_equal_maxima_one_gets_the_gradient():
+    x = torch.zeros(2, 3, 4, 4, requires_grad=True)
+    max_extractor(x).sum().backward()
+    assert torch.equal(x.grad.sum((2, 3)), torch.ones(2, 3)) and x.grad.max() == 1
 
 
 def test_learnable_control_is_a_function_of_the_average():
@@ -166,6 +172,19 @@ def test_refinement_target_keeps_the_strongest_and_ties():
     expected = torch.tensor([[0.9, 0.0, 0.5, 0.0], [0.0, 0.7, 0.5, 0.0], [0.0] * 4])
     assert torch.equal(refinement_target(maps)[0, :, 0], expected)
     assert torch.equal(maps, before)
+
+
+def test_losses():
+    logits, labels = torch.randn(4, 3), torch.randint(0, 2, (4, 3)).float()
+    signs = 1 - 2 * labels
+    torch.testing.assert_close(classification_loss(logits, labels),
+                               (1 + (signs * logits).exp()).log().mean())
+    maps, stored = torch.rand(2, 3, 4, 5), torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    target = refinement_target(stored / 255)
+    torch.testing.assert_close(refinement_loss(maps, stored), ((maps - target) ** 2).mean())
+    for loss in (classification_loss(logits.bfloat16(), labels),
+                 refinement_loss(maps.bfloat16(), stored)):
+        assert loss.dtype == torch.float32
 
 
 # Localization maps
