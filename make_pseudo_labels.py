@@ -67,8 +67,9 @@ def main(args: argparse.Namespace) -> None:
     if args.compile:
         model.class_maps = runtime.compile(model.class_maps)
 
-    dataset = VOCDataset(root, entries, ImageOnly(args.image_size), saliency_dir=saliency_dir,
-                         pixels=args.background == "crf", tolerant=True)
+    with_crf = args.background == "crf"
+    dataset = VOCDataset(root, entries, ImageOnly(args.image_size, keep_pixels=with_crf),
+                         saliency_dir=saliency_dir, tolerant=True)
     record = outputs.made_from(args, root, entries, runtime.precision)
     record.add_file("checkpoint", args.checkpoint)
     folders = {args.output_dir: record}
@@ -102,11 +103,11 @@ def main(args: argparse.Namespace) -> None:
                 name = f"{batch['id'][i]}.png"
                 if args.save_maps is not None:
                     writers.submit(save_maps, args.save_maps / name, to_bytes(scores), classes)
-                yield name, label, classes, scores, batch["pixels"][i] if dataset.pixels else None
+                yield name, label, classes, scores, batch["pixels"][i] if with_crf else None
 
     with Writers() as writers:
         results = labelled(writers)
-        if args.background == "crf":
+        if with_crf:
             results = sharpened(results, max(args.alpha, args.background_score))
         for name, label, classes, *_ in results:
             label = label.cpu().numpy()

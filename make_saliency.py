@@ -43,7 +43,8 @@ def main(args: argparse.Namespace) -> None:
     from utils import outputs
     from utils.loading import inference_batches
     from utils.logging import get_logger, progress
-    from utils.provenance import Record, now
+    from utils.provenance import Record
+    from utils.runtime import now
     from utils.writing import Writers
 
     root = DataRoot(args.data_root)

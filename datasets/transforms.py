@@ -68,10 +68,16 @@ class Evaluation(Transform):
 
 
 class ImageOnly(Evaluation):
-    """The image resized to a square; saliency and mask keep their own size."""
+    """The image resized to a square; saliency and mask keep their own size, and so does the image
+    itself, which is kept as "pixels" (H, W, 3) uint8 if `keep_pixels`."""
+
+    def __init__(self, size: int, keep_pixels: bool = False) -> None:
+        super().__init__(size)
+        self.keep_pixels = keep_pixels
 
     def sample(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        return to_tensors(sample | _resized({"image": sample["image"]}, self.size))
+        kept = {"pixels": np.array(sample["image"])} if self.keep_pixels else {}
+        return to_tensors(sample | _resized({"image": sample["image"]}, self.size)) | kept
 
 
 class RefinementTraining(Transform):

@@ -38,7 +38,6 @@ class VOCDataset(Dataset):
         transform: its first half makes the samples, with random choices that depend on (seed,
             epoch, index) only; its second half is for who takes the batches to their device.
         saliency_dir, maps_dir, mask_dir: folders of the companions to open; None: not opened.
-        pixels: also keep the image itself as "pixels", (H, W, 3) uint8.
         seed: of the random choices.
         tolerant: an unreadable sample becomes {"error": message} instead of an exception, so
             that one bad file does not stop the labelling of the others.
@@ -49,11 +48,10 @@ class VOCDataset(Dataset):
 
     def __init__(self, root: DataRoot, entries: Sequence[Entry], transform: transforms.Transform, *,
                  saliency_dir: Path | None = None, maps_dir: Path | None = None,
-                 mask_dir: Path | None = None, pixels: bool = False, seed: int = 0,
-                 tolerant: bool = False) -> None:
+                 mask_dir: Path | None = None, seed: int = 0, tolerant: bool = False) -> None:
         self.root, self.entries, self.transform = root, entries, transform
         self.saliency_dir, self.maps_dir, self.mask_dir = saliency_dir, maps_dir, mask_dir
-        self.pixels, self.seed, self.tolerant = pixels, seed, tolerant
+        self.seed, self.tolerant = seed, tolerant
         for folder in (saliency_dir, maps_dir, mask_dir):
             if folder is not None:
                 require_files(folder, entries)
@@ -79,8 +77,6 @@ class VOCDataset(Dataset):
         sample: dict[str, Any] = {
             "id": entry.id, "size": size, "image": image,
             "labels": torch.from_numpy(label_vector(entry.labels, len(self.root.classes)))}
-        if self.pixels:
-            sample["pixels"] = np.array(image)
         name = f"{entry.id}.png"
         if self.saliency_dir is not None:
             saliency = read_companion(self.saliency_dir / name, size, orientation)

@@ -3,7 +3,6 @@
 In: a feature vector of every pixel, such that the wanted Gaussian has standard deviation 1. Out: a
 `Lattice`, which filters any number of values per pixel: splat them onto the lattice points around
 each pixel, blur along the lattice's axes, slice the pixels' values out again.
-
 Source: Adams, Baek, Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice"
 (2010), sections 3.1 (points) and 3.2 (splat, blur, slice); normalised as in Krähenbühl and Koltun,
 "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials" (2011). The filter is an
@@ -115,9 +114,8 @@ class Points:
     def __init__(self, quotients: Tensor, rank: Tensor, images: int) -> None:
         size, count = quotients.shape
         device = quotients.device
-        # The first quotient is the superfluous one. With the others in this order, rows of the
-        # image stay together in the smoothness kernel's lattice, and it is as good as any in the
-        # appearance kernel's.
+        # The first quotient is the superfluous one. In this order of the others, rows of the image
+        # stay together in the smoothness kernel's lattice.
         digits = [2, 1, *range(size - 1, 2, -1)] if size > 2 else [1]
         lowest = quotients.amin(1) - 2  # a vertex has a quotient less, its neighbour another
         radix = (quotients.amax(1) - lowest + 2).long().tolist()
@@ -175,14 +173,12 @@ class Points:
 
 def _check_bits(keys: int, others: int) -> None:
     if keys.bit_length() + others > 63:
-        raise UserError(
-            "CRF: the image is too large for ranges (standard deviations) this small: its lattice "
-            "does not fit 63-bit numbers; raise the ranges or make the image smaller")
+        raise UserError("CRF: the image is too large for ranges (standard deviations) this small, "
+                        "its lattice has no 63-bit numbers: raise the ranges or shrink the image")
 
 
 def _sort(values: Tensor) -> Tensor:
-    """Sort along the last dimension. NumPy is the faster one on a CPU, most of all if stable is
-    asked for a vector, which makes it merge what is sorted already."""
+    """Sort along the last dimension; NumPy is the faster one on a CPU, and merges sorted runs."""
     if values.device.type != "cpu":
         return values.sort(dim=-1).values
     values.numpy().sort(axis=-1, kind="stable" if values.ndim == 1 else None)
@@ -275,7 +271,7 @@ class Lattice:
             work: (2, at least M + 1, C), overwritten; the result is in there.
             reverse: the axes in the opposite order, which gives the transposed filter.
         """
-        now, then = work[0, :self.vertices], work[1, :self.vertices]
+        now, then = work[:, :self.vertices]
         for rows, part in self.splat(values):
             now[rows] = part
         for blur in reversed(self.blurs) if reverse else self.blurs:
@@ -286,12 +282,9 @@ class Lattice:
 
     def __call__(self, values: Tensor, reverse: bool = False) -> Tensor:
         """Filter values (N, C); `reverse`: by the transposed matrix."""
-        vertices = self.blurred(values, values.new_empty(2, self.vertices, values.shape[1]),
-                                reverse)
-        filtered = torch.empty_like(values)
-        for rows, part in self.slice(vertices):
-            filtered[rows] = part
-        return filtered
+        work = values.new_empty(2, self.vertices, values.shape[1])
+        parts = self.slice(self.blurred(values, work, reverse))
+        return torch.cat([part for _, part in parts])
 
 
 class Filter(torch.autograd.Function):

@@ -302,8 +302,8 @@ def test_colour_is_jittered(marked):
 
 
 def test_labelling_keeps_saliency_at_the_image_size(marked):
-    dataset = VOCDataset(marked, [Entry("a", (6,))], transforms.ImageOnly(48),
-                         saliency_dir=marked.root / "saliency", pixels=True)
+    dataset = VOCDataset(marked, [Entry("a", (6,))], transforms.ImageOnly(48, True),
+                         saliency_dir=marked.root / "saliency")
     sample = dataset[0]
     assert sample["image"].shape == (3, 48, 48)
     assert sample["saliency"].shape[-2:] == SIZE and sample["pixels"].shape == (*SIZE, 3)

@@ -11,13 +11,13 @@ import pytest
 from helpers import ROOT
 
 DEEPLAB = ROOT / "DeepLab-V2-PyTorch"
-ROOMS = {"models", "datasets", "labelling", "utils"}
+ROOMS = {"models", "datasets", "labelling", "fetching", "reporting", "utils"}
 SCRIPTS = sorted(ROOT.glob("*.py"))
 SOURCES = sorted(path for path in ROOT.rglob("*.py") if not any(
     part in ("runs", "data", "tests", "__pycache__") or part.startswith(".")
     for part in path.relative_to(ROOT).parts))
 # Lines of a file, and of a run that two files may share.
-MAX_LINES, MAX_TEST_LINES, MAX_COPIED = 400, 800, 8
+MAX_LINES, MAX_TEST_LINES, MAX_COPIED, MAX_PARAMETERS = 300, 800, 8, 8
 
 
 def name(path: Path) -> str:
@@ -99,6 +99,47 @@ def test_files_are_not_long():
     long = {name(path): lines for path, limit in limits.items()
             if (lines := len(path.read_text(encoding="utf-8").splitlines())) > limit}
     assert not long
+
+
+def test_no_function_has_many_parameters():
+    many = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
+                count = len([a for a in arguments if a.arg not in ("self", "cls", "ctx")])
+                if count > MAX_PARAMETERS:
+                    many.append(f"{name(path)}: {node.name} has {count}")
+    assert not many
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file, of the root's packages."""
+    return {name(path).removesuffix(".py").replace("/", "."): path for path in SOURCES
+            if path.parent.name in ROOMS}
+
+
+def test_no_circle_of_imports():
+    """Among files, imports inside functions included."""
+    known = modules()
+    graph = {module: imports(path) & known.keys() for module, path in known.items()}
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join((*above, module))
+        if module not in done:
+            for other in graph[module]:
+                visit(other, (*above, module))
+            done.add(module)
+
+    for module in graph:
+        visit(module, ())
+
+
+def test_nothing_below_reports():
+    for folder in ("models", "datasets", "labelling", "utils", "fetching"):
+        for path in room(folder):
+            assert "reporting" not in tops(path), name(path)
 
 
 def test_every_file_says_what_it_is():

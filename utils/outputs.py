@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from utils.files import UserError
-from utils.provenance import Record, now, read
+from utils.provenance import Record, read
+from utils.runtime import now
 
 log = logging.getLogger("drs")
 

@@ -12,11 +12,8 @@ import hashlib
 import json
 import logging
 import os
-import platform
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -146,18 +143,6 @@ def _names(labels: Any, classes: Sequence[str]) -> str:
         return "nothing"
     return " ".join(classes[i] if isinstance(i, int) and 0 <= i < len(classes) else str(i)
                     for i in labels) or "no class"
-
-
-def now() -> dict[str, Any]:
-    """When, by which command and with which versions something is made now."""
-    import numpy
-    import torch
-    import torchvision
-
-    return {"when": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "command": list(sys.argv), "python": platform.python_version(),
-            "torch": str(torch.__version__), "torchvision": str(torchvision.__version__),
-            "numpy": numpy.__version__}
 
 
 def read(folder: Path) -> Record | None:

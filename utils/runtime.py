@@ -2,16 +2,19 @@
 
 import logging
 import os
+import platform
 import random
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+import torchvision
 from torch import nn
 
 from utils.files import UserError
@@ -198,3 +201,11 @@ def shutdown() -> None:
     """Leave the process group, if any."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
+
+
+def now() -> dict[str, Any]:
+    """When, by which command and with which versions something is made now."""
+    return {"when": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "command": list(sys.argv), "python": platform.python_version(),
+            "torch": str(torch.__version__), "torchvision": str(torchvision.__version__),
+            "numpy": np.__version__}

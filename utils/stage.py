@@ -151,7 +151,7 @@ def open_output(runtime: "Runtime", logs: Path | None, name: str, options: Mappi
     setup_logging(logs and logs / f"{name}.log", runtime.main)
     if not runtime.main:
         return
-    from utils.provenance import now
+    from utils.runtime import now
 
     made = now()
     note(command=made.pop("command"), options=dict(options), when=made.pop("when"),

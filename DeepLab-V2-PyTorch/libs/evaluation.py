@@ -18,6 +18,7 @@ from utils import outputs, provenance
 from utils.files import UserError, output_folder, write_json
 from utils.loading import inference_batches
 from utils.logging import get_logger
+from utils.runtime import now
 from utils.stage import hold
 
 log = get_logger()
@@ -32,15 +33,15 @@ def evaluate(args: argparse.Namespace, experiment: Experiment) -> None:
     experiment.open(output)
     root = experiment.data_root()
     entries = root.entries(config.SPLIT.VAL, labels=False)
-    dataset = VOCDataset(root, entries, Inference(config.IMAGE.MEAN),
-                         mask_dir=config.DATASET.MASK_DIR or root.mask_dir, pixels=with_crf)
+    dataset = VOCDataset(root, entries, Inference(config.IMAGE.MEAN, keep_pixels=with_crf),
+                         mask_dir=config.DATASET.MASK_DIR or root.mask_dir)
     batches = inference_batches(dataset, range(len(dataset)), 1, runtime, config.RUN.NUM_WORKERS,
                                 collate)
     record = provenance.Record(
         "DeepLab-V2", {"scales": config.MODEL.SCALES, "mean": config.IMAGE.MEAN,
                        "precision": runtime.precision, "crf": crf and asdict(crf)},
         list(root.classes), {"checkpoint": provenance.file_digest(args.checkpoint)},
-        outputs.image_facts(root, entries), provenance.now(), {"images": str(root.image_dir)})
+        outputs.image_facts(root, entries), now(), {"images": str(root.image_dir)})
     store = LogitStore(experiment.folder("features", config.SPLIT.VAL) / "logits", record)
     saving = config.EVAL.SAVE_LOGITS and not with_crf
     if with_crf and args.stored_logits:

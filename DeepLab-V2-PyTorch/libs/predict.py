@@ -20,6 +20,7 @@ from utils import outputs, provenance
 from utils.files import output_folder
 from utils.loading import inference_batches
 from utils.logging import get_logger
+from utils.runtime import now
 from utils.stage import report_failures
 
 log = get_logger()
@@ -36,7 +37,7 @@ def predict(args: argparse.Namespace, experiment: Experiment) -> None:
         "DeepLab-V2 predict",
         {"crf": crf and asdict(crf), "max_side": args.max_side, "precision": runtime.precision},
         classes or [], {"checkpoint": provenance.file_digest(args.checkpoint)},
-        {name: {"image": path.stat().st_size} for name, path in by_id.items()}, provenance.now(),
+        {name: {"image": path.stat().st_size} for name, path in by_id.items()}, now(),
         {"images": str(args.input)})
     todo = outputs.unfinished({args.output_dir: record}, args, runtime)
     batches = inference_batches(Pictures(by_id, Inference(config.IMAGE.MEAN), args.max_side), todo,

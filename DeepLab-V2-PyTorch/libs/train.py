@@ -22,6 +22,7 @@ from utils import outputs, provenance
 from utils.engine import Batch, train_epoch
 from utils.loading import training_batches
 from utils.logging import get_logger
+from utils.runtime import now
 from utils.training import Training, named_groups
 
 log = get_logger()
@@ -85,7 +86,7 @@ def record_of(experiment: Experiment, train_set: VOCDataset) -> provenance.Recor
     source = config.MODEL.INIT_MODEL
     record = provenance.Record(
         "DeepLab-V2", config.shaping() | {"precision": experiment.runtime.precision},
-        list(root.classes), made=provenance.now(), places={"images": str(root.image_dir)},
+        list(root.classes), made=now(), places={"images": str(root.image_dir)},
         images=outputs.image_facts(root, train_set.entries))
     if isinstance(source, str):
         record.inputs["initial weights"] = source

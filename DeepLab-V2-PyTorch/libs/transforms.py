@@ -58,13 +58,14 @@ class Training(Transform):
 
 
 class Inference(Transform):
-    """Whole images, normalised; mask and pixels as they are."""
+    """Whole images, normalised; the mask as it is, and the image as "pixels" if `keep_pixels`."""
 
-    def __init__(self, mean: Sequence[float]) -> None:
-        self.mean = mean
+    def __init__(self, mean: Sequence[float], keep_pixels: bool = False) -> None:
+        self.mean, self.keep_pixels = mean, keep_pixels
 
     def sample(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        return to_tensors(sample)
+        kept = {"pixels": np.array(sample["image"])} if self.keep_pixels else {}
+        return to_tensors(sample) | kept
 
     def batch(self, batch: Batch) -> Batch:
         return batch | {"image": normalize(batch["image"], self.mean)}
