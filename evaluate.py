@@ -45,6 +45,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Count pixels image by image, then print and write the scores."""
+    import numpy as np
     import torch  # here, so that --help does not wait for it
 
     from datasets.layout import DataRoot
@@ -71,14 +72,15 @@ def main(args: argparse.Namespace) -> None:
     torch.set_num_threads(1)  # the images share the cores, not the pixels of one image
     if args.maps_dir is None:
         alphas, sweep = [args.alpha], []
-        count = LabelCounter(root, folder, mask_dir, args.unlabelled)
+        count: LabelCounter | MapCounter = LabelCounter(root, folder, mask_dir, args.unlabelled)
     else:
         sweep = sorted(set(args.alphas or ALPHAS))
         alphas = sorted({*sweep, args.alpha})
         count = MapCounter(root, folder, mask_dir, saliency_dir, alphas)
     if args.dry_run:
         return log.info("dry run: would score %d images of %s", len(entries), folder)
-    chosen, total, images = alphas.index(args.alpha), 0, {}
+    chosen, images = alphas.index(args.alpha), dict[str, float]()
+    total = np.zeros((len(alphas), len(root.classes) + 1, len(root.classes) + 2), np.int64)
     counted = ordered_map(count, (entry.id for entry in entries))
     for entry, counts in zip(entries, progress(counted, "scoring", len(entries), "image"),
                              strict=True):

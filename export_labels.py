@@ -36,6 +36,7 @@ SHOWN = 3  # names in a message
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The options."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True, metavar="DIR",
@@ -65,6 +66,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> None:
+    """Labels out in the format asked for, or back from CVAT."""
     from datasets.layout import DataRoot
 
     root = DataRoot(args.data_root)

@@ -6,6 +6,7 @@ are skipped when it is started again.
 """
 
 import argparse
+from typing import Any
 
 from utils.options import StageParser, input_sides
 from utils.stage import begin, launch, report_failures
@@ -37,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
     entries = root.entries(args.list)
     source = checkpoint.read_network(args, root.classes)
     scales = input_sides(args)
-    model = runtime.move(source.instantiate(build))
+    model: Any = runtime.move(source.instantiate(build))
     if args.compile:
         model.class_maps = runtime.compile(model.class_maps)
 
@@ -50,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
         return batches.dry_run(len(todo), args.output_dir)
     size = (args.image_size,) * 2
 
-    def forward(network: torch.nn.Module, batch: dict) -> list[torch.Tensor]:
+    def forward(network: Any, batch: dict) -> list[torch.Tensor]:
         return network.localization_maps(batch["image"], batch["labels"],
                                          [size] * len(batch["image"]), scales)
 

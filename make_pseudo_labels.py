@@ -63,7 +63,7 @@ def main(args: argparse.Namespace) -> None:
                     "lower --alpha too", args.background_score, args.alpha)
     source = checkpoint.read_network(args, root.classes)
     scales = input_sides(args)
-    model = runtime.move(source.instantiate(build))
+    model: Any = runtime.move(source.instantiate(build))
     if args.compile:
         model.class_maps = runtime.compile(model.class_maps)
 
@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> None:
     if args.dry_run:
         return batches.dry_run(len(todo), args.output_dir)
 
-    def forward(network: torch.nn.Module, batch: dict) -> list[torch.Tensor]:
+    def forward(network: Any, batch: dict) -> list[torch.Tensor]:
         return network.localization_maps(batch["image"], batch["labels"], batch["size"], scales)
 
     errors: list[str] = []

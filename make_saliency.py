@@ -8,6 +8,7 @@ Finished photos are skipped when it is started again.
 import argparse
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 from utils.options import StageParser, neutral, side
 from utils.stage import begin, launch, report_failures
@@ -36,6 +37,7 @@ def main(args: argparse.Namespace) -> None:
     import torch  # here, so that --help does not wait for it
 
     from datasets.layout import DataRoot, Entry
+    from datasets.transforms import Transform
     from datasets.voc import VOCDataset, collate
     from labelling.labels import SALIENCY_THRESHOLD
     from labelling.saliency import SaliencyNetwork, model_file, to_photo, wants_gpu
@@ -65,7 +67,7 @@ def main(args: argparse.Namespace) -> None:
                     made=now(), places={"images": str(root.image_dir)})
     record.add_file("network", path)
     todo = outputs.unfinished({args.output_dir: record}, args, runtime)
-    dataset = VOCDataset(root, entries, network.transform, tolerant=True)
+    dataset = VOCDataset(root, entries, cast(Transform, network.transform), tolerant=True)
     batches = inference_batches(dataset, todo, args.batch_size, runtime, args.num_workers, collate)
     if args.dry_run:
         return batches.dry_run(len(todo), args.output_dir)

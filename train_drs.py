@@ -57,10 +57,10 @@ def main(args: argparse.Namespace) -> None:
     batches = training_batches(train_set, args.batch_size, runtime, args.seed, args.num_workers,
                                collate)
     val_set = validation_set(root, args)
-    val_batches = val_set and inference_batches(val_set, range(len(val_set)), args.batch_size,
-                                                runtime, args.num_workers, collate)
+    val_batches = None if val_set is None else inference_batches(
+        val_set, range(len(val_set)), args.batch_size, runtime, args.num_workers, collate)
 
-    model = runtime.move(Classifier(len(root.classes), args.drs, args.delta, args.width,
+    model: Classifier = runtime.move(Classifier(len(root.classes), args.drs, args.delta, args.width,
                                     args.batch_norm))
     optimizer = torch.optim.SGD(
         named_groups(model.parameter_groups(), args.lr, LR_FACTORS, args.weight_decay),

@@ -7,6 +7,7 @@
 """
 
 import argparse
+import io
 import os
 import sys
 from pathlib import Path
@@ -55,7 +56,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line; ends the process with its exit status."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # file names may be no text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may be no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     launch(run, parse(argv))
     sys.exit(0)
 

@@ -4,13 +4,15 @@ In: a picture (H, W, 3) uint8 RGB to draw on, a random generator, a place and a 
 picture with the creature on it, and masks of what was drawn.
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.random import Generator
 
 # Heads, which tell the class: colours of face and trim, trim shapes behind the face and on it.
 # Shapes are circles (x, y, radius) or polygons; x forward, y up, 1 is the head's radius.
-HEADS = {
+HEADS: dict[str, Any] = {
     "hare": ((235, 130, 165), (250, 205, 215), [[(-.7, .5), (-.75, 2.3), (-.3, 2.5), (-.05, .8)],
              [(.05, .8), (.2, 2.4), (.65, 2.3), (.55, .5)]], [(.8, -.1, .2)]),
     "cat": ((245, 140, 25), (255, 225, 170), [[(-1, .2), (-.95, 1.6), (-.1, .9)],
@@ -30,7 +32,7 @@ HEADS = {
 CLASS_NAMES = tuple(HEADS)
 # Coats, which classes share: a pattern in body coordinates (u forward, v up, n noise) and two muted
 # colours: stripes, spots, patches, bands, checks, a pale belly, rings, waves.
-COATS = (
+COATS: tuple[Any, ...] = (
     (lambda u, v, n: np.sin(17 * u + 2 * v), (105, 80, 60), (215, 190, 155)),
     (lambda u, v, n: np.sin(13 * u) * np.sin(13 * v) - .2, (85, 95, 110), (195, 200, 208)),
     (lambda u, v, n: 2.5 * n, (60, 55, 60), (235, 230, 220)),
@@ -54,7 +56,7 @@ class Pen:
     `view` is the part of the picture (H, W, 3) uint8 RGB around it, `drawn` what it covers there.
     """
 
-    def __init__(self, picture: np.ndarray, rng: Generator, centre: tuple[float, float],
+    def __init__(self, picture: np.ndarray, rng: Generator, centre: np.ndarray,
                  unit: float) -> None:
         corner = np.maximum(np.array(centre) - 2.2 * unit, 0).astype(int)
         end = (np.array(centre) + 2.2 * unit).astype(int)
@@ -66,7 +68,7 @@ class Pen:
         self.axes = np.array([[flip * np.cos(turn), -flip * np.sin(turn)],  # (u, v) -> (x, y)
                               [-np.sin(turn), -np.cos(turn)]])
 
-    def draw(self, shapes: list, colour: np.ndarray | tuple, origin: tuple = (0, 0),
+    def draw(self, shapes: Any, colour: Any, origin: tuple = (0, 0),
              size: float = 1) -> None:
         """Paint polygons and circles in a colour (3,) or (H, W, 3), with a dark outline."""
         outlines = []
@@ -90,28 +92,28 @@ class Pen:
         np.copyto(self.view[box], shaded.astype(np.uint8), where=mask[..., None] > 0)
         self.drawn[box] |= mask
 
-    def coat(self, index: int) -> np.ndarray:
+    def coat(self, index: Any) -> np.ndarray:
         """A coat for the view around the body, (H, W, 3), paler above than below."""
         height, width = self.drawn.shape
         reach = (self.centre - 1.7 * self.unit, self.centre + 1.7 * self.unit)
-        (left, top), (right, bottom) = np.clip(reach, 0, (width, height)).astype(int)
+        left, top, right, bottom = np.clip(reach, 0, (width, height)).astype(int).ravel()
         body = (slice(top, bottom), slice(left, right))
         y, x = (np.arange(part.start, part.stop, dtype=np.float32) for part in body)
         x, y = (x - self.centre[0]) / self.unit, (y[:, None] - self.centre[1]) / self.unit
         (xu, xv), (yu, yv) = (self.axes * self.rng.uniform(0.85, 1.2)).astype(np.float32)
         noise = smooth_noise(self.rng, height, width, 16) - np.float32(0.5)
         u, v = x * xu + y * yu, x * xv + y * yv
-        pattern, dark, light = COATS[index % len(COATS)]
+        pattern, *colours = COATS[index % len(COATS)]
         share = 1 / (1 + np.exp(-9 * pattern(u, v, noise[body])))[..., None]
-        dark, light = np.float32((dark, light) + self.rng.normal(0, 14, 3))
+        dark, light = (np.array(colours) + self.rng.normal(0, 14, 3)).astype(np.float32)
         shade = np.clip(1 + np.float32(0.3) * v, 0.65, 1.15)[..., None]
         coat = np.zeros((height, width, 3), np.float32)
         coat[body] = np.clip((dark + share * (light - dark)) * shade, 0, 255)
         return coat
 
-    def creature(self, label: int, coat: int) -> None:
-        """A body in coat `coat` with the head of class `label`."""
-        rng, coat = self.rng, self.coat(coat)
+    def creature(self, label: int, coat_index: int) -> None:
+        """A body in coat `coat_index` with the head of class `label`."""
+        rng, coat = self.rng, self.coat(coat_index)
         plump, legs = rng.uniform(0.48, 0.68), rng.choice((0, 2, 4), p=(0.2, 0.3, 0.5))
         feet = np.array((0, -0.25) if legs == 2 else (-0.75, -0.5, 0.4, 0.65))[:legs]
         length = plump + rng.uniform(0.25, 0.45)

@@ -8,7 +8,7 @@ import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from datasets.lists import no_image
 from datasets.pictures import Pictures
@@ -129,7 +129,7 @@ def _task(task: Mapping[str, Any]) -> Mapping[str, Any]:
                                if isinstance(region, Mapping)] if isinstance(regions, list) else []}
 
 
-def is_id(value: object) -> bool:
+def is_id(value: object) -> TypeGuard[int | str]:
     """Whether a value may be an id in a COCO file."""
     return isinstance(value, (int, str)) and not isinstance(value, bool)
 
@@ -142,7 +142,8 @@ def add_documents(documents: Sequence[Document], root: Path, source: Source
         UserError: a name of an image or class that is none, with the place.
     """
     add = {COCO: _add_coco, LABELME: _add_labelme, LABEL_STUDIO: _add_label_studio}
-    made = {document.path: add[document.kind](document, root, source) for document in documents}
+    made = {document.path: add[str(document.kind)](document, root, source)
+            for document in documents}
     if documents[0].kind == COCO:
         source.coco = list(made)
     if documents[0].kind == COCO and source.known is None:
@@ -190,9 +191,10 @@ def _add_labelme(document: Document, root: Path, source: Source) -> list[str]:
     try:
         image_id = _find(document.image, document, root, source, ", imagePath")
     except UserError:  # renamed together with its photo, LabelMe's file keeps the old name
-        image_id = source.pictures.find(_normal(document.path.stem, _folder(document.path, root)))
-        if image_id is None:
+        found = source.pictures.find(_normal(document.path.stem, _folder(document.path, root)))
+        if found is None:
             raise
+        image_id = found
     if not document.names:
         return []
     source.add(image_id, document.names, str(document.path))

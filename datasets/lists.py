@@ -79,7 +79,7 @@ def read_line(line: str, where: str, pictures: Pictures, classes: Mapping[str, i
     if image_id in seen:
         raise UserError(f"{where}: {image_id} is listed twice")
     seen.add(image_id)
-    words = []
+    words: list[str] = []
     for part in re.split(r"[\t,]", line[end:]):
         words += [part.strip()] if nfc(part.strip()) in classes else part.split()
     if words == [NO_CLASS]:

@@ -28,7 +28,7 @@ class Record(NamedTuple):
     """
 
     key: str
-    index: int
+    index: int  # type: ignore[assignment]  # a tuple has a method of this name
     value: Any
     start: int
     end: int

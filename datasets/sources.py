@@ -70,7 +70,7 @@ def find_source(place: Place) -> Source:
 def coco_layout(root: Path) -> dict[Path, Path]:
     """annotations/instances_NAME.json -> its folder of images, NAME or images/NAME, of a root laid
     out as COCO's; empty: it is not."""
-    found = {}
+    found: dict[Path, Path] = {}
     for path in sorted(root.glob("annotations/instances_*.json")):
         name = path.stem.removeprefix("instances_")
         for folder in (root / name, root / "images" / name):

@@ -44,7 +44,8 @@ class Survey:
 
     def __init__(self, root: DataRoot, paths: Sequence[Path], quick: bool, processes: int) -> None:
         self.root, self.lists = root, dict[str, list[Entry]]()
-        self.faults, self.notes = (defaultdict[str, list[str]](list) for _ in range(2))
+        self.faults: dict[str, list[str]] = defaultdict(list)
+        self.notes: dict[str, list[str]] = defaultdict(list)
         look = partial(inspect, classes={name: i for i, name in enumerate(root.classes)},
                        quick=quick)
         self._found = {found.id: found for found in progress(
@@ -70,9 +71,9 @@ class Survey:
         entries = [line for line in lines if isinstance(line, Entry)]
         if entries or required:
             self.lists[path.name if path.name not in self.lists else str(path)] = entries
-            for error in [line for line in lines if isinstance(line, UserError)]:
+            for fault in [line for line in lines if isinstance(line, UserError)]:
                 self.faults["list lines that name no image, a wrong class or an image twice"
-                            ].append(str(error))
+                            ].append(str(fault))
 
     def _labels(self, entry: Entry) -> tuple[int, ...] | None:
         try:

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import cv2
@@ -100,8 +101,9 @@ def draw_scene(rng: Generator, spec: DemoSpec, single: bool
     for attempt in count():  # one that hides another, or whose head is cut off, is refused
         if len(classes) == wanted or (classes and attempt >= ATTEMPTS):
             break
-        label = rng.integers(spec.num_classes)
-        coat = label // 2 if rng.random() < spec.coat_preference else rng.integers(len(COATS))
+        label = int(rng.integers(spec.num_classes))
+        preferred = rng.random() < spec.coat_preference
+        coat = label // 2 if preferred else int(rng.integers(len(COATS)))
         trial = picture.copy()
         unit = scale * rng.uniform(0.18, 0.30)
         pen = Pen(trial, rng, extent * rng.uniform(0.25, 0.75, 2), unit)
@@ -110,7 +112,7 @@ def draw_scene(rng: Generator, spec: DemoSpec, single: bool
         left = visible - [np.bincount(part[drawn], minlength=4) for part in parts[here]]
         if pen.head_cut() or (left < MIN_VISIBLE * visible)[:, 1:].any():
             continue
-        classes.append(int(label))
+        classes.append(label)
         picture, visible = trial, left
         parts[here][:, drawn] = len(classes) * np.stack((pen.drawn, pen.head))[:, drawn]
         visible[:, len(classes)] = np.count_nonzero(pen.drawn), np.count_nonzero(pen.head)
@@ -130,8 +132,9 @@ def draw_saliency(rng: Generator, owner: np.ndarray, clutter: np.ndarray) -> np.
     if number > 1 and rng.random() < 0.15:  # something that is no creature stands out
         found |= shapes == rng.integers(1, number)
     # Soft borders that stray in and out by some pixels and lose thin legs and tails.
+    height, width = owner.shape
     soft = cv2.GaussianBlur(found.astype(np.float32), (0, 0), 0.5 + 0.01 * owner.shape[0])
-    soft += 0.6 * (smooth_noise(rng, *owner.shape, 10) - 0.5) + rng.uniform(-0.08, 0.08)
+    soft = soft + 0.6 * (smooth_noise(rng, height, width, 10) - 0.5) + rng.uniform(-0.08, 0.08)
     level = 2 * SALIENCY_THRESHOLD / (1 + np.exp(-8 * (soft - 0.5)))  # the border: the threshold
     return np.clip(2.55 * level, 0, 255).astype(np.uint8)
 
@@ -184,7 +187,7 @@ def _write_all(root: Path, spec: DemoSpec, workers: int) -> None:
 
 
 def generate(root: Path, *, overwrite: bool = False, workers: int | None = None,
-             **parameters: float) -> None:
+             **parameters: Any) -> None:
     """Make the demo data set of `DemoSpec(**parameters)` in the folder `root`.
 
     Does nothing when `root` already holds it. The folder appears whole or not at all.

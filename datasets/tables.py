@@ -127,7 +127,7 @@ def class_names(value: object, where: str, known: Iterable[str]) -> list[object]
         if not text.startswith(("{", "[")):
             if text == NO_CLASS:
                 return []
-            names = [text] if text in known else [
+            names: list[object] = [text] if text in known else [
                 part.strip() for part in re.split("[;,]", text) if part.strip()]
             return names or None
         try:

@@ -96,9 +96,9 @@ def dense_crf(image: Array, probabilities: Array, params: CRFParams = CRFParams(
         UserError: the backend is missing, or the ranges are too small for the image's size.
     """
     if isinstance(probabilities, np.ndarray):
-        tensors = (torch.from_numpy(np.require(array, requirements=("C", "W")))
-                   for array in (image, probabilities))
-        return dense_crf(*tensors, params).numpy()
+        pixels, scores = (torch.from_numpy(np.require(array, requirements=("C", "W")))
+                          for array in (image, probabilities))
+        return dense_crf(pixels, scores, params).numpy()
     if (image.shape != (*probabilities.shape[:-3], *probabilities.shape[-2:], 3)
             or image.dtype != torch.uint8 or image.ndim not in (3, 4)):
         raise ValueError(f"image {tuple(image.shape)} {image.dtype} does not belong to "
@@ -113,7 +113,8 @@ def dense_crf(image: Array, probabilities: Array, params: CRFParams = CRFParams(
 
 def _tiled(images: Tensor, probabilities: Tensor, params: CRFParams) -> Tensor:
     """`dense_crf` of (B, H, W, 3) and (B, C, H, W), tile by tile."""
-    tiles = list(_tiles(*images.shape[1:3], params))
+    _, height, width, _ = images.shape
+    tiles = list(_tiles(height, width, params))
     if len(tiles) == 1:
         return _whole(images, probabilities, params)
     marginals = torch.zeros_like(probabilities)
@@ -123,7 +124,7 @@ def _tiled(images: Tensor, probabilities: Tensor, params: CRFParams) -> Tensor:
     return marginals
 
 
-def _tiles(height: int, width: int, params: CRFParams) -> Iterator[tuple[tuple[slice, slice], ...]]:
+def _tiles(height: int, width: int, params: CRFParams) -> Iterator[tuple[tuple[slice, ...], ...]]:
     """The tiles of an image: what is kept of each, what it sees, and the one within the other."""
     margin = round(MARGIN * params.bilateral_xy)
     if height * width <= params.max_pixels:
@@ -168,7 +169,7 @@ def _whole(images: Tensor, probabilities: Tensor, params: CRFParams) -> Tensor:
 def _mean_field(images: Tensor, energies: Tensor, params: CRFParams) -> Tensor:
     """Algorithm 1: images (B, H, W, 3), BGR, and log probabilities (B N, K) -> marginals (B N, K).
     """
-    size = tuple(images.shape[:3])
+    size = (images.shape[0], images.shape[1], images.shape[2])
     kind = energies.device, energies.dtype
     position = _position_lattice(size, params.position_xy, params.position_weight, *kind)
     places = _places(size, energies.device) / params.bilateral_xy

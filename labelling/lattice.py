@@ -17,6 +17,7 @@ N counts pixels (of all images), M vertices, C the values of a pixel.
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -144,7 +145,7 @@ class Points:
         first = torch.ones(size * count, dtype=torch.bool, device=device)
         torch.gt(keys[1:] ^ keys[:-1], (1 << bits) - 1, out=first[1:])
         self.starts = _positions(first)
-        self.keys = keys.index_select(0, self.starts) >> bits
+        self.keys = keys[self.starts] >> bits
         numbers = first.cumsum(0, dtype=torch.int32).view(size, count)
         self.table = torch.empty_like(numbers).scatter_(1, pixels, numbers)
         self.pixels = pixels.view(-1)
@@ -168,7 +169,7 @@ class Points:
         # Two sorted runs, merged: where a step ends at a vertex, they become neighbours.
         merged = _sort(torch.cat((tagged, tagged[zeros:] + down, tagged[:zeros] + around)))
         hits = _positions((merged[1:] ^ merged[:-1]) >> bits == 1)
-        return tuple(merged.index_select(0, places) & flag - 1 for places in (hits + 1, hits))
+        return merged[hits + 1] & flag - 1, merged[hits] & flag - 1
 
 
 def _check_bits(keys: int, others: int) -> None:
@@ -178,7 +179,7 @@ def _check_bits(keys: int, others: int) -> None:
 
 
 def _sort(values: Tensor) -> Tensor:
-    """Sort along the last dimension; NumPy is the faster one on a CPU, and merges sorted runs."""
+    """Sort along the last dimension; NumPy is faster on a CPU, and merges sorted runs."""
     if values.device.type != "cpu":
         return values.sort(dim=-1).values
     values.numpy().sort(axis=-1, kind="stable" if values.ndim == 1 else None)
@@ -205,10 +206,10 @@ class RowSums:
                  starts: Tensor | None = None) -> None:
         count = len(indices if starts is None else starts)
         step = ROWS if indices.device.type == "cpu" else count
-        self.parts: list[tuple[slice, dict[str, Tensor]]] = []
+        self.parts: list[tuple[slice, dict[str, Any]]] = []
         for start in range(0, count, step):
             rows = taken = slice(start, start + step)
-            part = {}
+            part = dict[str, Any]()
             if starts is not None:
                 begin = int(starts[start])
                 end = int(starts[rows.stop]) if rows.stop < count else len(indices)
@@ -246,8 +247,7 @@ class Lattice:
         quotients, rank, barycentric = enclosing_simplex(elevate(features))
         points = Points(quotients, rank, images)
         size, count = barycentric.shape
-        barycentric = barycentric.to(dtype)
-        pixels = points.pixels.view(size, count)
+        barycentric, pixels = barycentric.to(dtype), points.pixels.view(size, count)
         at_pixels = barycentric.t().contiguous()
         at_vertices = barycentric.gather(1, pixels).view(-1)
         self.vertices = len(points.starts) + 1  # number 0 is the missing neighbour

@@ -1,6 +1,7 @@
 """Segmentation scores from one streaming confusion matrix."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ def count_pairs(target: np.ndarray, codes: np.ndarray, num_codes: int) -> np.nda
     """
     if target.shape != codes.shape:
         raise ValueError(f"prediction has {codes.size} pixels, ground truth {target.size}")
-    narrow = np.uint16 if CODES * num_codes <= 1 << 16 else np.uint32
+    narrow: Any = np.uint16 if CODES * num_codes <= 1 << 16 else np.uint32
     pairs = target.astype(narrow) * narrow(num_codes) + codes
     return np.bincount(pairs.ravel(), minlength=CODES * num_codes).reshape(CODES, num_codes)
 

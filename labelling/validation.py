@@ -30,7 +30,7 @@ def validate(model: Any, batches: DeviceBatches | None, args: argparse.Namespace
     """
     if batches is None:
         return {}
-    num_classes = len(batches.loader.dataset.root.classes)
+    num_classes = len(batches.dataset.root.classes)
     matrix = ConfusionMatrix(num_classes + 1)
 
     def forward(network: Any, batch: dict[str, Any]) -> list[torch.Tensor]:
@@ -41,11 +41,11 @@ def validate(model: Any, batches: DeviceBatches | None, args: argparse.Namespace
     for batch, results in predict(model, batches, runtime, forward, "validation"):
         for i, scores in enumerate(results):
             saliency = batch["saliency"][i].squeeze() if "saliency" in batch else None
-            background = background_scores(tuple(scores.shape[1:]), saliency,
-                                           args.background_score)
+            height, width = scores.shape[1:]
+            background = background_scores((height, width), saliency, args.background_score)
             label = fuse(scores, batch["labels"][i].nonzero()[:, 0],
                          background.to(scores.device), alpha=args.alpha, ignore=False)
             matrix.update(label.cpu(), batch["mask"][i].squeeze().cpu())
     matrix.counts = runtime.sum(matrix.counts)
-    scores = matrix.scores()
-    return {"miou": scores.miou, "precision": scores.precision, "recall": scores.recall}
+    result = matrix.scores()
+    return {"miou": result.miou, "precision": result.precision, "recall": result.recall}

@@ -46,12 +46,13 @@ def save_grid(path: Path, rows: Sequence[Sequence[np.ndarray]], titles: Sequence
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     aspect = float(np.mean([cell.shape[1] / cell.shape[0] for row in rows for cell in row]))
     figure, axes = plt.subplots(
-        len(rows), len(titles), squeeze=False, dpi=100, layout="constrained",
+        len(rows), len(titles), squeeze=False, dpi=100, layout=ConstrainedLayoutEngine(
+            w_pad=0.01, h_pad=0.01, wspace=0, hspace=0),
         figsize=(len(titles) * side * aspect / 100, (len(rows) * side + 30) / 100))
-    figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     for row, cells in zip(axes, rows, strict=True):
         for axis, cell in zip(row, cells, strict=True):
             axis.imshow(cell)

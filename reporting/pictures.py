@@ -46,7 +46,8 @@ def choose(ids: Sequence[str], count: int, per_image: dict[str, float]) -> list[
     Evenly spaced, because a choice by hand would prove nothing; in the order of the list.
     """
     places = np.linspace(0, len(ids) - 1, min(count, len(ids)), dtype=int)
-    ranked = sorted((image_id for image_id in ids if image_id in per_image), key=per_image.get)
+    ranked = sorted((image_id for image_id in ids if image_id in per_image),
+                    key=lambda image_id: per_image[image_id])
     chosen = {ids[place] for place in places}
     chosen.update(ranked[:EXTREMES] + ranked[-EXTREMES:])
     return [image_id for image_id in ids if image_id in chosen]
@@ -156,7 +157,8 @@ def nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def photo_uri(image: Image.Image, size: tuple[int, int]) -> str:
     """A photo at `size`, as data URI."""
-    small = image if image.size == size[::-1] else image.resize(size[::-1], Image.LANCZOS)
+    small = image if image.size == size[::-1] else image.resize(
+        size[::-1], Image.Resampling.LANCZOS)
     return _uri(small, PHOTO_FORMAT, quality=PHOTO_QUALITY)
 
 

@@ -107,7 +107,7 @@ def score_rows(scores: Mapping[str, Mapping[str, Any]], classes: list[str]
             **{key: found[key] for key in SHOWN},
             # A class that is in no mask has no IoU.
             "class_iou": [iou if there else None for iou, there in
-                          zip(per_class, pixels, strict=True)] if fits else None,
+                          zip(per_class or [], pixels or [], strict=True)] if fits else None,
             "sweep": [point for point in sweep if isinstance(point, dict) and all(
                 is_number(point.get(key)) for key in ("alpha", "miou", "precision", "recall"))]
             if isinstance(sweep, list) else []})

@@ -99,6 +99,7 @@ def capture(driver: Any, width: int, height: int | None = None, dark: bool = Fal
 
 
 def main() -> None:
+    """Take the picture."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("page", type=Path)

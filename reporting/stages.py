@@ -53,9 +53,10 @@ def read_stages(run: Path) -> list[dict[str, Any]]:
         images = record["images"] if is_number(record.get("images")) else made
         planned = None if folder else options.get("epochs" if step == 1 else "SOLVER.ITER_MAX")
         unit, done = "epochs" if step == 1 else "iterations", len(history) * step
-        if is_number(planned):
-            done = min(done, planned)  # the last stretch of iterations may be shorter
-        unfinished = is_number(planned) and done < planned
+        unfinished = False
+        if isinstance(planned, (int, float)) and is_number(planned):
+            done = min(done, int(planned))  # the last stretch of iterations may be shorter
+            unfinished = done < planned
         facts = [duration(seconds) if seconds else "",
                  f"{done} of {planned} {unit}" if unfinished else f"{done} {unit}" if done else "",
                  f"{images:,} images" if images else ""]

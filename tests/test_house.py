@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -187,6 +188,19 @@ def test_nothing_runs_at_import():
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             assert not isinstance(node, ast.Expr | ast.For | ast.While | ast.With) or isinstance(
                 getattr(node, "value", None), ast.Constant), f"{name(path)}:{node.lineno}"
+
+
+def test_types():
+    """mypy, standard settings (pyproject.toml), on what is not a test."""
+    pytest.importorskip("mypy", reason="mypy is not installed")
+    scripts = [path.name for path in SCRIPTS]
+    for arguments, path in ((sorted([*scripts, *ROOMS]), ""),
+                            (["main.py", "libs"], "DeepLab-V2-PyTorch")):
+        done = subprocess.run([sys.executable, "-m", "mypy", "--config-file",
+                               str(ROOT / "pyproject.toml"), *arguments], cwd=ROOT / path,
+                              env=os.environ | {"MYPYPATH": str(ROOT)}, capture_output=True,
+                              text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_ruff():

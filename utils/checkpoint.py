@@ -170,14 +170,11 @@ def read_network(args: argparse.Namespace, classes: Sequence[str]) -> Checkpoint
 def _load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"checkpoint {path}: no such file")
-    try:
-        from numpy._core.multiarray import scalar
-    except ImportError:  # NumPy 1
-        from numpy.core.multiarray import scalar
+    scalar = np.float64(0).__reduce__()[0]  # NumPy's own, wherever this version keeps it
     # The official files hold one NumPy scalar, `miou`, pickled under NumPy 1's module path.
-    allowed = [(scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"),
-               np.dtype, type(np.dtype(np.float64)), type(np.dtype(np.float32)),
-               type(np.dtype(np.int64))]
+    allowed: list[Any] = [
+        (scalar, "numpy.core.multiarray.scalar"), (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype, *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64))]
     try:
         with torch.serialization.safe_globals(allowed):
             content = torch.load(path, map_location="cpu", weights_only=True)

@@ -35,7 +35,7 @@ def open_image(path: Path, what: str, formats: Sequence[str], advice: str = ""
             anything else that went wrong inside the block, where Pillow decodes.
     """
     try:
-        with open_regular(path) as file, Image.open(file, formats=formats) as image:
+        with open_regular(path) as file, Image.open(file, formats=list(formats)) as image:
             yield image
     except UserError:
         raise

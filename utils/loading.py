@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from utils.files import UserError
 from utils.runtime import Runtime
@@ -70,13 +70,15 @@ class DeviceBatches:
 
     def __init__(self, loader: DataLoader, runtime: Runtime) -> None:
         self.loader, self.device = loader, runtime.device
+        self.dataset: Any = loader.dataset
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def set_epoch(self, epoch: int) -> None:
         """Select the epoch of a training loader."""
-        self.loader.batch_sampler.set_epoch(epoch)
+        order: Any = self.loader.batch_sampler
+        order.set_epoch(epoch)
 
     def dry_run(self, todo: int, folder: Path) -> None:
         """Draw one batch, and say what a labelling stage would do."""
@@ -85,7 +87,7 @@ class DeviceBatches:
         log.info("dry run: would write %d images in %d batches to %s", todo, len(self), folder)
 
     def __iter__(self) -> Iterator[Batch]:
-        transform: Any = self.loader.dataset.transform
+        transform = self.dataset.transform
         for batch in self.loader:
             batch = {name: value.to(self.device, non_blocking=True)
                      if isinstance(value, torch.Tensor) else value
@@ -94,10 +96,10 @@ class DeviceBatches:
             yield transform.batch(batch) if "image" in batch else batch
 
 
-def training_batches(dataset: Dataset, batch_size: int, runtime: Runtime, seed: int,
+def training_batches(dataset: Any, batch_size: int, runtime: Runtime, seed: int,
                      num_workers: int | None, collate: Callable, stretch: int | None = None,
                      total: int | None = None) -> DeviceBatches:
-    """Shuffled batches without end; see `ShuffledBatches`.
+    """Shuffled batches without end; see `ShuffledBatches`. `dataset` is a Dataset with a length.
 
     Raises:
         UserError: there are fewer images than a batch holds, or the batch cannot be divided among
@@ -114,7 +116,7 @@ def training_batches(dataset: Dataset, batch_size: int, runtime: Runtime, seed: 
     return _batches(dataset, order, runtime, num_workers, collate, persistent=True)
 
 
-def inference_batches(dataset: Dataset, todo: Sequence[int], batch_size: int, runtime: Runtime,
+def inference_batches(dataset: Any, todo: Sequence[int], batch_size: int, runtime: Runtime,
                       num_workers: int | None, collate: Callable) -> DeviceBatches:
     """The images `todo` (indices) in batches, every batch on exactly one process.
 
@@ -128,7 +130,7 @@ def inference_batches(dataset: Dataset, todo: Sequence[int], batch_size: int, ru
     return _batches(dataset, mine[runtime.rank::runtime.world], runtime, num_workers, collate)
 
 
-def _batches(dataset: Dataset, order: Any, runtime: Runtime, num_workers: int | None,
+def _batches(dataset: Any, order: Any, runtime: Runtime, num_workers: int | None,
              collate: Callable, persistent: bool = False) -> DeviceBatches:
     if num_workers is None:
         num_workers = min(runtime.cores, len(order))

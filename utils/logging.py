@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import TypeVar
 
@@ -45,7 +45,7 @@ def progress(items: Iterable[T], desc: str, total: int | None = None, unit: str 
 
     Set `enabled` to False on all ranks but the first.
     """
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     if not enabled:
         yield from items

@@ -181,7 +181,8 @@ class StageParser(argparse.ArgumentParser):
             help="saliency maps (default: DATA_ROOT/saliency_map)"))
         return group
 
-    def parse_args(self, args: Any = None, namespace: Any = None) -> argparse.Namespace:
+    def parse_args(self, args: Any = None,  # type: ignore[override]
+                   namespace: Any = None) -> argparse.Namespace:
         """The options, complete."""
         parsed = super().parse_args(args, namespace)
         if parsed.run_dir is None:

@@ -6,10 +6,9 @@ import platform
 import random
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -41,6 +40,11 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over the batches of all processes, for the CPU, where nn.SyncBatchNorm does not
     run. Every process must hold the same number of pixels."""
 
+    num_batches_tracked: torch.Tensor
+    running_mean: torch.Tensor
+    running_var: torch.Tensor
+    momentum: float
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(x)
@@ -58,6 +62,9 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
     @staticmethod
     def _mean(values: torch.Tensor) -> torch.Tensor:
         return _Sum.apply(values.mean((0, 2, 3), keepdim=True)) / dist.get_world_size()
+
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,9 @@ class Runtime:
         return torch.amp.GradScaler(self.device.type,
                                     enabled=self.amp_dtype is torch.float16)
 
-    def move(self, model: nn.Module) -> nn.Module:
+    def move(self, model: Model) -> Model:
         """The model on the device in channels_last, the layout that convolutions run fastest in."""
-        return model.to(self.device, memory_format=torch.channels_last)
+        return model.to(self.device).to(memory_format=torch.channels_last)
 
     def distribute(self, model: nn.Module, compiled: bool = False) -> nn.Module:
         """The model as it is trained: wrapped for several processes, compiled if asked for."""
@@ -139,7 +146,7 @@ class Runtime:
         """The type in which the networks compute, in words."""
         return str(self.amp_dtype or torch.float32).removeprefix("torch.")
 
-    def compile(self, function: Callable) -> Callable:
+    def compile(self, function: Any) -> Any:
         """`function` compiled by torch.compile.
 
         Raises:

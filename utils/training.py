@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -112,7 +112,8 @@ class Training:
         self.scaler = runtime.scaler()
         self.history: list[dict[str, float]] = []
         self.best_score, self.step = -math.inf, 0
-        self._start, self._lr, self._writer = time.monotonic(), 0.0, None
+        self._start, self._lr = time.monotonic(), 0.0
+        self._writer: ScalarWriter | None = None
 
     def resume(self, overwrite: bool = False) -> bool:
         """Go on from last.pth; False where there is none, or where it is to be replaced.
@@ -158,14 +159,14 @@ class Training:
                 self._write_figures()
         if done >= total:
             log.info("nothing to do: all %d are done", total)
-        self._writer = ScalarWriter(self.folder / "tensorboard", self.runtime.main)
+        writer = self._writer = ScalarWriter(self.folder / "tensorboard", self.runtime.main)
         try:
             for epoch in range(done + 1, total + 1):
                 self._start, self._lr = time.monotonic(), self.optimizer.param_groups[0]["lr"]
                 batches.set_epoch(epoch)
                 yield epoch
         finally:
-            self._writer.close()
+            writer.close()
 
     def dry_run(self, batches: DeviceBatches, total: int) -> None:
         """Draw one batch, and say what the training would do."""
@@ -224,7 +225,8 @@ class Training:
         self.record.write(self.folder)
 
     def _content(self) -> dict[str, Any]:
-        return {"format": checkpoint.FORMAT, "network": dict(self.model.config),
+        config = cast("dict[str, Any]", self.model.config)
+        return {"format": checkpoint.FORMAT, "network": dict(config),
                 "classes": list(self.record.classes), "made_from": self.record.plain(),
                 "model": self.model.state_dict(), "epoch": len(self.history),
                 "step": self.step, "history": self.history,

@@ -23,7 +23,7 @@ class ASPP(nn.Module):
         for index, rate in enumerate(rates):
             conv = nn.Conv2d(in_channels, num_classes, 3, padding=rate, dilation=rate)
             nn.init.normal_(conv.weight, std=0.01)
-            nn.init.zeros_(conv.bias)
+            nn.init.zeros_(conv.get_parameter("bias"))
             self.add_module(f"c{index}", conv)
 
     def forward(self, x: Tensor) -> Tensor:

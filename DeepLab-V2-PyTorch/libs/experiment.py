@@ -87,7 +87,7 @@ class Experiment:
                             f" ({', '.join(source.classes or ['not named'])}), the data set has "
                             f"{len(list(classes))} ({', '.join(classes)})")
         network = source.network if source.own else self.network_config(num_classes)
-        model = replace(source, state=state, network=network).instantiate(build)
+        model: Any = replace(source, state=state, network=network).instantiate(build)
         return self.runtime.move(model), source.classes
 
     def crf_params(self) -> CRFParams:

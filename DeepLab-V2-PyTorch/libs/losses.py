@@ -84,9 +84,9 @@ def deeplab_loss(maps: list[Tensor], labels: Tensor, present: Tensor,
         "loss" to minimise, and its parts "pseudo" and "online" (the latter unless off).
     """
     maps = [logits.float() for logits in maps]
-    parts = {"pseudo": sum(cross_entropy(logits, resize_labels(labels, tuple(logits.shape[2:])))
-                           for logits in maps)}
+    parts = {"pseudo": torch.stack([cross_entropy(logits, resize_labels(
+        labels, (logits.shape[2], logits.shape[3]))) for logits in maps]).sum()}
     if online != "off":
-        parts["online"] = sum(F.cross_entropy(logits, online_labels(logits, present, online))
-                              for logits in maps)
-    return {"loss": sum(parts.values()), **parts}
+        parts["online"] = torch.stack([F.cross_entropy(logits, online_labels(
+            logits, present, online)) for logits in maps]).sum()
+    return {"loss": torch.stack(list(parts.values())).sum(), **parts}

@@ -60,9 +60,10 @@ def export(args: argparse.Namespace, experiment: Experiment) -> None:
     """Write the network of a checkpoint as ONNX, with its class names, mean and palette."""
     experiment.open()
     model, classes = experiment.load_network(args.checkpoint)
-    maps = model.config["num_classes"] - 1
+    maps = int(str(model.config["num_classes"])) - 1
     if classes is None:  # a released file, of VOC, names none
-        classes = VOC_CLASSES if maps == len(VOC_CLASSES) else [f"class {i}" for i in range(maps)]
+        classes = list(VOC_CLASSES) if maps == len(VOC_CLASSES) else [
+            f"class {i}" for i in range(maps)]
     if args.dry_run:
         return
     palette = np.frombuffer(voc_palette(), np.uint8).reshape(256, 3).tolist()

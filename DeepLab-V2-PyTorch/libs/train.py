@@ -7,6 +7,7 @@ Source: DRS paper, section "Experiments".
 import argparse
 import math
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +59,7 @@ def train(args: argparse.Namespace, experiment: Experiment) -> None:
     scheduler = poly_schedule(optimizer, solver.ITER_MAX, solver.POLY_POWER, solver.LR_DECAY)
 
     training = Training(experiment.models, model, optimizer, scheduler,
-                        record_of(experiment, train_set), runtime, keep_best=False,
+                        record_of(experiment, train_set, labels_dir), runtime, keep_best=False,
                         unit=f"stretch of {solver.ITER_SAVE} iterations")
     if not training.resume(args.overwrite):
         initialise(model, config.MODEL.INIT_MODEL)
@@ -80,7 +81,8 @@ def loss_fn(network: nn.Module, batch: Batch, online: str) -> Tensor:
     return deeplab_loss(network(batch["image"]), batch["mask"], batch["present"], online)["loss"]
 
 
-def record_of(experiment: Experiment, train_set: VOCDataset) -> provenance.Record:
+def record_of(experiment: Experiment, train_set: VOCDataset, labels_dir: Path
+              ) -> provenance.Record:
     """What the training is made from."""
     config, root = experiment.config, train_set.root
     source = config.MODEL.INIT_MODEL
@@ -92,6 +94,6 @@ def record_of(experiment: Experiment, train_set: VOCDataset) -> provenance.Recor
         record.inputs["initial weights"] = source
     else:
         record.add_file("initial weights", source)
-    provenance.upstream(record, "pseudo labels", train_set.mask_dir,
+    provenance.upstream(record, "pseudo labels", labels_dir,
                         [entry.id for entry in train_set.entries])
     return record

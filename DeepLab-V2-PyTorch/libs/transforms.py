@@ -108,7 +108,7 @@ def augment(image: np.ndarray, label: np.ndarray, mean: Sequence[float],
     Returns:
         image (crop, crop, 3) float32 and label (crop, crop) uint8.
     """
-    scale = scales[rng.integers(len(scales))]
+    scale = scales[int(rng.integers(len(scales)))]
     height, width = (max(1, int(length * scale)) for length in label.shape)
     if (height, width) != label.shape:
         image = cv2.resize(image.astype(np.float32), (width, height),
