@@ -95,8 +95,8 @@ class Pen:
     def coat(self, index: Any) -> np.ndarray:
         """A coat for the view around the body, (H, W, 3), paler above than below."""
         height, width = self.drawn.shape
-        reach = (self.centre - 1.7 * self.unit, self.centre + 1.7 * self.unit)
-        left, top, right, bottom = np.clip(reach, 0, (width, height)).astype(int).ravel()
+        reach = np.stack((self.centre - 1.7 * self.unit, self.centre + 1.7 * self.unit))
+        left, top, right, bottom = np.clip(reach, 0, (width, height)).astype(int).ravel().tolist()
         body = (slice(top, bottom), slice(left, right))
         y, x = (np.arange(part.start, part.stop, dtype=np.float32) for part in body)
         x, y = (x - self.centre[0]) / self.unit, (y[:, None] - self.centre[1]) / self.unit
