@@ -18,6 +18,9 @@ With it, it is the paper's run on a VOC 2012 folder, or as much of it as your ow
   --gpus N            processes, one a GPU (default: 1); on a machine without a GPU, CPU processes
   --seed N            of the demo data and of all trainings (default: 0)
   --overwrite         start over: do every stage again
+  --quick             with --data-root: a first look, with trainings a twentieth as long
+  --init WHAT         with --data-root: initial weights, imagenet (default), none or a checkpoint
+  --val-share SHARE   with --data-root: hold out this share of the images, chosen by the seed
   --help              this text
 
 An interrupted run goes on where it was when the same command is given again.
@@ -30,12 +33,13 @@ fail() {
 }
 
 ALL_STAGES=data,cam,drs,maps,refine,labels,evaluate,deeplab,report
-DATA_ROOT="" RUN_DIR="" STAGES=$ALL_STAGES GPUS=1 SEED=0 OVERWRITE=()
+DATA_ROOT="" RUN_DIR="" STAGES=$ALL_STAGES GPUS=1 SEED=0 OVERWRITE=() PLAN=() INIT=imagenet
 while [ $# -gt 0 ]; do
     case "$1" in
         --help|-h) usage; exit 0 ;;
         --overwrite) OVERWRITE=(--overwrite); shift; continue ;;
-        --data-root|--run-dir|--stages|--gpus|--seed)
+        --quick) PLAN+=(--quick); shift; continue ;;
+        --data-root|--run-dir|--stages|--gpus|--seed|--init|--val-share)
             [ $# -ge 2 ] || fail "$1 needs a value" ;;
         *) usage >&2; fail "unknown option $1" ;;
     esac
@@ -47,6 +51,8 @@ while [ $# -gt 0 ]; do
         --stages) STAGES="$2" ;;
         --gpus) GPUS="$2" ;;
         --seed) SEED="$2" ;;
+        --init) INIT="$2" ;;
+        --val-share) PLAN+=(--val-share "$2") ;;
     esac
     shift 2
 done
@@ -56,13 +62,36 @@ for stage in ${STAGES//,/ }; do
     [[ ",$ALL_STAGES," == *",$stage,"* ]] || fail "--stages: no stage '$stage'; there are $ALL_STAGES"
 done
 
+source utils/environment.sh
+setup_environment requirements.txt
+
 # Settings of the two runs. What is not set here has the paper's value as its default.
 if [ -n "$DATA_ROOT" ]; then
     RUN_DIR="${RUN_DIR:-runs/$(basename "$(realpath -m "$DATA_ROOT")")}"
     CONFIG=voc12.yaml
-    [ "$GPUS" -lt 2 ] || CONFIG=voc12_2gpu.yaml
-    CAM=(--seed "$SEED") DRS=("${CAM[@]}") REFINE=("${CAM[@]}") INIT=imagenet
-    SCORED=train # the images whose pseudo labels are scored
+    # What there is, and what can be done with it. SCORED: the images whose pseudo labels are scored.
+    LIST="" VAL="" SCORED="" BACKGROUND="" SALIENCY_DIR="" BATCH="" EPOCHS="" MILESTONES=""
+    REFINE_EPOCHS="" REFINE_MILESTONES="" ITERATIONS="" INIT_MODEL="" ONLINE_LABEL=""
+    settings="$(python -m datasets.plan "$DATA_ROOT" --run-dir "$RUN_DIR" --seed "$SEED" \
+        --init "$INIT" "${PLAN[@]}")" || exit 1
+    while read -r name value; do
+        printf -v "$name" '%s' "$value"
+    done <<<"$settings"
+    # Twice the batch, half the iterations: five images cannot be divided among two processes.
+    [ "$GPUS" -lt 2 ] || { CONFIG=voc12_2gpu.yaml; ITERATIONS=$((ITERATIONS / 2)); }
+    TRAIN=(--list "$LIST" --seed "$SEED" --batch-size "$BATCH" --background "$BACKGROUND"
+           ${SALIENCY_DIR:+--saliency-dir "$SALIENCY_DIR"})
+    [ "$SCORED" = train ] && [ "$BACKGROUND" = saliency ] || TRAIN+=(--val-list none)
+    read -ra steps <<<"$MILESTONES"
+    CAM=("${TRAIN[@]}" --epochs "$EPOCHS" --milestones "${steps[@]}") DRS=("${CAM[@]}")
+    read -ra steps <<<"$REFINE_MILESTONES"
+    REFINE=("${TRAIN[@]}" --epochs "$REFINE_EPOCHS" --milestones "${steps[@]}")
+    LABELS=(--list "$LIST" --background "$BACKGROUND"
+            ${SALIENCY_DIR:+--saliency-dir "$SALIENCY_DIR"})
+    MAPS=(--background "${BACKGROUND/crf/threshold}"
+          ${SALIENCY_DIR:+--saliency-dir "$SALIENCY_DIR"})
+    DEEPLAB=("SPLIT.TRAIN=$LIST" "SPLIT.VAL=${VAL:-val}" "SOLVER.ITER_MAX=$ITERATIONS"
+             "MODEL.INIT_MODEL=$INIT_MODEL" "SOLVER.ONLINE_LABEL=$ONLINE_LABEL")
 else
     DATA_ROOT=data/demo
     [ "$SEED" = 0 ] || DATA_ROOT="data/demo-seed$SEED"
@@ -76,11 +105,8 @@ else
     DRS=("${CAM[@]}" --drs fixed --delta 0.7)
     REFINE=("${NETWORK[@]}" --epochs 18 --lr 0.001 --batch-size 8 --milestones 12 16)
     INIT="$RUN_DIR/pretrain/last.pth"
-    SCORED=train_aug
+    LIST=train_aug VAL=val SCORED=train_aug LABELS=() MAPS=() DEEPLAB=()
 fi
-
-source utils/environment.sh
-setup_environment requirements.txt
 
 COMMON=(--data-root "$DATA_ROOT" --run-dir "$RUN_DIR" "${OVERWRITE[@]}")
 
@@ -103,11 +129,8 @@ score() {
 stage_data() {
     if [ "$CONFIG" = demo.yaml ]; then
         python -m datasets.synthetic "$DATA_ROOT" "${DEMO_DATA[@]}" "${OVERWRITE[@]}"
-    else
-        python -m datasets.voc check "$DATA_ROOT" --quick --strict
-        # Better now than after the hours that the stages before DeepLab take.
-        [[ ",$STAGES," != *,deeplab,* ]] || [ -f checkpoints/deeplabv1_resnet101-coco.pth ] ||
-            fail "checkpoints/deeplabv1_resnet101-coco.pth: missing (python download.py deeplab-init)"
+    else # better now than after hours of training
+        run train_drs.py "${COMMON[@]}" "${DRS[@]}" --init "$INIT" --dry-run
     fi
 }
 
@@ -118,8 +141,8 @@ stage_cam() { # the baseline that DRS is compared with; in the demo, first the s
     fi
     run train_drs.py "${COMMON[@]}" "${CAM[@]}" --drs none --init "$INIT" \
         --output-dir "$RUN_DIR/cam"
-    run make_localization_maps.py "${COMMON[@]}" --checkpoint "$RUN_DIR/cam/best.pth" \
-        --output-dir "$RUN_DIR/cam_maps"
+    run make_localization_maps.py "${COMMON[@]}" --list "$LIST" \
+        --checkpoint "$RUN_DIR/cam/best.pth" --output-dir "$RUN_DIR/cam_maps"
 }
 
 stage_drs() { # step 1: the classifier with DRS modules
@@ -127,7 +150,7 @@ stage_drs() { # step 1: the classifier with DRS modules
 }
 
 stage_maps() { # its localization maps
-    run make_localization_maps.py "${COMMON[@]}"
+    run make_localization_maps.py "${COMMON[@]}" --list "$LIST"
 }
 
 stage_refine() { # step 2: the refinement network learns them
@@ -135,13 +158,14 @@ stage_refine() { # step 2: the refinement network learns them
 }
 
 stage_labels() { # step 3: pseudo labels at the images' own sizes
-    run make_pseudo_labels.py "${COMMON[@]}" --save-maps "$RUN_DIR/refined_maps"
+    run make_pseudo_labels.py "${COMMON[@]}" "${LABELS[@]}" --save-maps "$RUN_DIR/refined_maps"
 }
 
 stage_evaluate() { # the only stages that open masks are this and the next two
-    score cam --maps-dir "$RUN_DIR/cam_maps"
-    score drs --maps-dir "$RUN_DIR/localization_maps"
-    score refined --maps-dir "$RUN_DIR/refined_maps"
+    [ -n "$SCORED" ] || return 0
+    score cam --maps-dir "$RUN_DIR/cam_maps" "${MAPS[@]}"
+    score drs --maps-dir "$RUN_DIR/localization_maps" "${MAPS[@]}"
+    score refined --maps-dir "$RUN_DIR/refined_maps" "${MAPS[@]}"
     score pseudo_labels --labels-dir "$RUN_DIR/pseudo_labels"
 }
 
@@ -150,8 +174,14 @@ stage_deeplab() { # DeepLab-V2 trained on the pseudo labels, scored on val witho
     local settings=("${OVERWRITE[@]}" -c "DeepLab-V2-PyTorch/configs/$CONFIG"
                     "DATASET.ROOT=$(realpath "$DATA_ROOT")"
                     "DATASET.LABEL_DIR=$(realpath "$RUN_DIR/pseudo_labels")"
-                    "EXP.OUTPUT_DIR=$(realpath -m "$RUN_DIR/deeplab")" "EXP.SEED=$SEED")
+                    "EXP.OUTPUT_DIR=$(realpath -m "$RUN_DIR/deeplab")" "EXP.SEED=$SEED"
+                    "${DEEPLAB[@]}")
     run "$main" train "${settings[@]}"
+    if [ -z "$VAL" ]; then # nothing to score on: labels of all images, to look at
+        run "$main" predict "${settings[@]}" --input "$DATA_ROOT" \
+            --output-dir "$RUN_DIR/deeplab_labels"
+        return
+    fi
     run "$main" test "${settings[@]}" --save-logits --scores "$RUN_DIR/scores/deeplab.json" \
         --labels-dir "$RUN_DIR/deeplab_labels"
     run "$main" crf "${settings[@]}" --stored-logits --labels-dir "$RUN_DIR/deeplab_crf_labels" \
@@ -159,7 +189,7 @@ stage_deeplab() { # DeepLab-V2 trained on the pseudo labels, scored on val witho
 }
 
 stage_report() { # the table, the pictures, and the page to explore
-    python report.py "${COMMON[@]}" --list "$SCORED"
+    python report.py "${COMMON[@]}" --list "${SCORED:-$LIST}" --val-list "${VAL:-$LIST}"
 }
 
 STAGE="" TIMES=""

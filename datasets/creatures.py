@@ -62,7 +62,7 @@ class Pen:
         end = (np.array(centre) + 2.2 * unit).astype(int)
         self.window = (slice(corner[1], end[1]), slice(corner[0], end[0]))
         self.view = picture[self.window]
-        self.drawn = np.zeros(self.view.shape[:2], dtype=np.uint8)
+        self.drawn: np.ndarray = np.zeros(self.view.shape[:2], dtype=np.uint8)
         self.rng, self.unit, self.centre = rng, unit, np.array(centre) - corner
         turn, flip = rng.normal(0, 0.12), rng.choice((-1, 1))
         self.axes = np.array([[flip * np.cos(turn), -flip * np.sin(turn)],  # (u, v) -> (x, y)

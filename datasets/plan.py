@@ -1,0 +1,134 @@
+"""What a run on a data root can do, and how long it should train: for run.sh.
+
+In: a data root. Out: what was found and what will be left out, in words on stderr; settings as
+lines `NAME VALUE` on stdout; with a share to hold out, two lists in RUN_DIR/lists.
+
+The paper trains 15 and 30 epochs and 20,000 iterations on 10,582 images. On n images it is
+sqrt(10,582 / n) times as many epochs: half as many steps on a quarter of the images, each of which
+is seen twice as often. The learning rate falls at a third and two thirds of them, as in the paper.
+"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+
+from datasets.layout import DataRoot, Entry
+from datasets.lists import split
+from datasets.voc import require_files
+from utils.files import UserError, atomic_write, output_folder
+from utils.options import positive_unit, seed
+from utils.stage import launch
+
+PAPER_IMAGES, EPOCHS, REFINE_EPOCHS, ITERATIONS = 10_582, 15, 30, 20_000
+MAX_EPOCHS = 300
+QUICK = 20  # times shorter, for a first look
+BATCH = 10
+COCO_WEIGHTS = Path("checkpoints/deeplabv1_resnet101-coco.pth")
+
+
+def schedule(images: int, quick: bool) -> dict[str, object]:
+    """Epochs, milestones and iterations for so many images; see the top of the file."""
+    factor = math.sqrt(PAPER_IMAGES / images) / (QUICK if quick else 1)
+    settings: dict[str, object] = {"BATCH": min(BATCH, images)}
+    for name, paper in (("", EPOCHS), ("REFINE_", REFINE_EPOCHS)):
+        epochs = min(MAX_EPOCHS, max(2, round(paper * factor)))
+        third = epochs / 3
+        settings[f"{name}EPOCHS"] = epochs
+        # Epochs are counted from 1, and the rate falls at the start of a milestone.
+        settings[f"{name}MILESTONES"] = f"{max(2, round(third))} {max(3, round(2 * third))}"
+    iterations = ITERATIONS * math.sqrt(images / PAPER_IMAGES) / (QUICK if quick else 1)
+    settings["ITERATIONS"] = max(20, round(iterations, -1))
+    return settings
+
+
+def complete(root: DataRoot, folder: Path, entries: list[Entry]) -> bool:
+    """Whether `folder` has a PNG for every entry."""
+    try:
+        require_files(folder, entries)
+    except UserError:
+        return False
+    return bool(entries)
+
+
+def plan(args: argparse.Namespace) -> tuple[dict[str, object], list[str]]:
+    """The settings, and sentences on what will be done and left out."""
+    root = DataRoot(args.root)
+    said = [root.describe()]
+    train = root.entries("train_aug")
+    settings: dict[str, object] = {"LIST": "train_aug"}
+    if args.val_share:
+        train, held = split(train, args.val_share, args.seed)
+        for name, entries in (("train_aug", train), ("val", held)):
+            write_list(output_folder(args.run_dir / "lists") / f"{name}.txt", entries)
+        settings |= {"LIST": args.run_dir / "lists" / "train_aug.txt",
+                     "VAL": args.run_dir / "lists" / "val.txt"}
+        said.append(f"held out: {len(held)} images by seed {args.seed}")
+    elif root.has_list("val"):
+        settings["VAL"] = "val"
+    settings |= schedule(len(train), args.quick)
+    said.append(f"trainings: {settings['EPOCHS']} epochs of the classifier, "
+                f"{settings['REFINE_EPOCHS']} of the refinement, {settings['ITERATIONS']} "
+                f"iterations of DeepLab on {len(train):,} images"
+                + (" (--quick: a first look, not a result)" if args.quick else ""))
+    made = args.run_dir / "saliency"
+    if complete(root, root.saliency_dir, train):
+        settings["BACKGROUND"] = "saliency"
+    elif complete(root, made, train):
+        settings |= {"BACKGROUND": "saliency", "SALIENCY_DIR": made}
+    else:
+        settings["BACKGROUND"] = "crf"
+        said.append("background: by a CRF, for lack of saliency maps; labels are better with them "
+                    "(python make_saliency.py)")
+    scored = root.entries("train", labels=False) if root.has_list("train") else train
+    if complete(root, root.mask_dir, scored):
+        settings["SCORED"] = "train" if root.has_list("train") else settings["LIST"]
+    else:
+        said.append("left out: scores of the labels, for lack of masks")
+    if "VAL" in settings and not complete(root, root.mask_dir, root.entries(
+            str(settings["VAL"]), labels=False)):
+        said.append("left out: DeepLab's scores, for lack of masks of val")
+        del settings["VAL"]
+    if "VAL" not in settings:
+        said.append("DeepLab is shown on all images, those it was trained on among them")
+    if args.init == "none":
+        settings |= {"INIT_MODEL": "none", "ONLINE_LABEL": "off"}
+    elif COCO_WEIGHTS.is_file():
+        settings |= {"INIT_MODEL": COCO_WEIGHTS.resolve(), "ONLINE_LABEL": "official"}
+    else:
+        settings |= {"INIT_MODEL": "imagenet", "ONLINE_LABEL": "off"}
+    said.append(f"DeepLab starts from {settings['INIT_MODEL']}, online label "
+                f"{settings['ONLINE_LABEL']}")
+    return settings, said
+
+
+def write_list(path: Path, entries: list[Entry]) -> None:
+    """Write an image list with class indices."""
+    lines = [f"{entry.id}\t{' '.join(map(str, entry.labels or ())) or '-'}\n" for entry in entries]
+    with atomic_write(path) as tmp:
+        tmp.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m datasets.plan", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", type=Path, help="the data set")
+    parser.add_argument("--run-dir", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--quick", action="store_true", help=f"train {QUICK} times shorter")
+    parser.add_argument("--val-share", type=positive_unit, metavar="SHARE", help="to hold out")
+    parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--init", default="imagenet", help="as of the trainings")
+    return parser.parse_args(argv)
+
+
+def main(args: argparse.Namespace) -> None:
+    """Print what will be done."""
+    settings, said = plan(args)
+    print("\n".join(said), file=sys.stderr)
+    for name, value in settings.items():
+        print(name, value)
+
+
+if __name__ == "__main__":
+    launch(main, parse())

@@ -1,0 +1,81 @@
+"""What a run on any data root is planned to be, and the chain that run.sh makes of it."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from helpers import ENVIRONMENT, ROOT
+
+from datasets import plan
+
+
+def settings_of(root: Path, *options: str) -> tuple[dict, str]:
+    settings, said = plan.plan(plan.parse([str(root), "--run-dir", str(root.parent / "run"),
+                                           *options]))
+    return settings, "\n".join(said)
+
+
+def test_the_papers_numbers_are_the_papers():
+    assert plan.schedule(10_582, False) == {
+        "BATCH": 10, "EPOCHS": 15, "MILESTONES": "5 10", "REFINE_EPOCHS": 30,
+        "REFINE_MILESTONES": "10 20", "ITERATIONS": 20_000}
+
+
+@pytest.mark.parametrize(("images", "epochs"), [(3, 300), (100, 154), (1_000, 49), (82_081, 5)])
+def test_fewer_images_are_seen_more_often(images, epochs):
+    found = plan.schedule(images, False)
+    assert found["EPOCHS"] == epochs and found["BATCH"] == min(images, 10)
+    first, second = map(int, str(found["MILESTONES"]).split())
+    assert 1 < first < second <= epochs
+    assert plan.schedule(images, True)["EPOCHS"] <= max(2, epochs / 5)
+
+
+def test_everything_is_there(demo):
+    settings, said = settings_of(demo)
+    assert (settings["BACKGROUND"], settings["SCORED"], settings["VAL"]) == (
+        "saliency", "train", "val")
+    assert "left out" not in said and "8 images" in said
+
+
+def test_photos_without_masks_and_saliency(own_demo):
+    for folder in ("SegmentationClassAug", "saliency_map"):
+        shutil.rmtree(own_demo / folder)
+    settings, said = settings_of(own_demo, "--init", "none")
+    assert settings["BACKGROUND"] == "crf" and not {"SCORED", "VAL"} & settings.keys()
+    assert settings["INIT_MODEL"] == "none" and settings["ONLINE_LABEL"] == "off"
+    for words in ("scores of the labels", "DeepLab's scores", "make_saliency.py"):
+        assert words in said
+    assert "download" not in said  # no advice for VOC in someone's photos
+
+
+def test_a_share_is_held_out_by_the_seed(own_demo):
+    settings, _ = settings_of(own_demo, "--val-share", "0.25", "--seed", "3")
+    train, val = (Path(settings[name]).read_text().splitlines() for name in ("LIST", "VAL"))
+    assert len(train) + len(val) == 8 and 1 <= len(val) <= 2
+    assert not {line.split()[0] for line in train} & {line.split()[0] for line in val}
+    before = sorted(path for path in own_demo.rglob("*"))
+    assert settings_of(own_demo, "--val-share", "0.25", "--seed", "3")[0] == settings
+    assert sorted(path for path in own_demo.rglob("*")) == before  # nothing written there
+
+
+@pytest.mark.slow
+def test_the_chain_on_a_folder_of_photos(demo, tmp_path):
+    """One subfolder per class, nothing else: labels, a segmentation network, the page."""
+    photos = tmp_path / "photos"
+    for number, path in enumerate(sorted((demo / "JPEGImages").glob("train_*"))):
+        folder = photos / ("cat" if number % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder)
+    (photos / "cat" / "IMG_1.HEIC").write_bytes(b"?")
+    (photos / "film.mov").write_bytes(b"?")
+    done = subprocess.run(
+        ["bash", str(ROOT / "run.sh"), "--data-root", "photos", "--run-dir", "run", "--quick",
+         "--init", "none", "--stages", "data,drs,maps,refine,labels,evaluate,report"],
+        cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "8 images, 2 classes (cat, dog)" in done.stderr and "film.mov" in done.stderr
+    labels = {path.name for path in (tmp_path / "run" / "pseudo_labels").glob("*.png")}
+    assert len(labels) == 8 and all(name.startswith(("cat__", "dog__")) for name in labels)
+    assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
+    assert "seconds" in done.stdout and "report.html" in done.stdout
