@@ -20,6 +20,7 @@ With it, it is the paper's run on a VOC 2012 folder, or as much of it as your ow
   --overwrite         start over: do every stage again
   --quick             with --data-root: a first look, with trainings a twentieth as long
   --init WHAT         with --data-root: initial weights, imagenet (default), none or a checkpoint
+  --train-args "..."  with --data-root: further options of the trainings, as train_drs.py takes them
   --val-share SHARE   with --data-root: hold out this share of the images, chosen by the seed
   --help              this text
 
@@ -33,13 +34,13 @@ fail() {
 }
 
 ALL_STAGES=data,cam,drs,maps,refine,labels,evaluate,deeplab,report
-DATA_ROOT="" RUN_DIR="" STAGES=$ALL_STAGES GPUS=1 SEED=0 OVERWRITE=() PLAN=() INIT=imagenet
+DATA_ROOT="" RUN_DIR="" STAGES=$ALL_STAGES GPUS=1 SEED=0 OVERWRITE=() PLAN=() INIT=imagenet TRAIN_ARGS=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --help|-h) usage; exit 0 ;;
         --overwrite) OVERWRITE=(--overwrite); shift; continue ;;
         --quick) PLAN+=(--quick); shift; continue ;;
-        --data-root|--run-dir|--stages|--gpus|--seed|--init|--val-share)
+        --data-root|--run-dir|--stages|--gpus|--seed|--init|--val-share|--train-args)
             [ $# -ge 2 ] || fail "$1 needs a value" ;;
         *) usage >&2; fail "unknown option $1" ;;
     esac
@@ -52,6 +53,7 @@ while [ $# -gt 0 ]; do
         --gpus) GPUS="$2" ;;
         --seed) SEED="$2" ;;
         --init) INIT="$2" ;;
+        --train-args) read -ra TRAIN_ARGS <<<"$2" ;;
         --val-share) PLAN+=(--val-share "$2") ;;
     esac
     shift 2
@@ -82,6 +84,7 @@ if [ -n "$DATA_ROOT" ]; then
     TRAIN=(--list "$LIST" --seed "$SEED" --batch-size "$BATCH" --background "$BACKGROUND"
            ${SALIENCY_DIR:+--saliency-dir "$SALIENCY_DIR"})
     [ "$SCORED" = train ] && [ "$BACKGROUND" = saliency ] || TRAIN+=(--val-list none)
+    TRAIN+=("${TRAIN_ARGS[@]}")
     read -ra steps <<<"$MILESTONES"
     CAM=("${TRAIN[@]}" --epochs "$EPOCHS" --milestones "${steps[@]}") DRS=("${CAM[@]}")
     read -ra steps <<<"$REFINE_MILESTONES"

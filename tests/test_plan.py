@@ -67,11 +67,11 @@ def test_the_chain_on_a_folder_of_photos(demo, tmp_path):
         folder = photos / ("cat" if number % 2 else "dog")
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, folder)
-    (photos / "cat" / "IMG_1.HEIC").write_bytes(b"?")
     (photos / "film.mov").write_bytes(b"?")
     done = subprocess.run(
         ["bash", str(ROOT / "run.sh"), "--data-root", "photos", "--run-dir", "run", "--quick",
-         "--init", "none", "--stages", "data,drs,maps,refine,labels,evaluate,report"],
+         "--init", "none", "--train-args", "--width 0.0625 --image-size 32", "--stages",
+         "data,drs,maps,refine,labels,evaluate,report"],
         cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "8 images, 2 classes (cat, dog)" in done.stderr and "film.mov" in done.stderr
