@@ -68,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
         if args.background == "crf":
             raise UserError("--background crf: score the labels that make_pseudo_labels.py writes "
                             "with it (--labels-dir)")
-    begin(args)
+    begin(args, f"scores_{args.name or folder.name}")
     torch.set_num_threads(1)  # the images share the cores, not the pixels of one image
     if args.maps_dir is None:
         alphas, sweep = [args.alpha], []

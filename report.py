@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
     root, run = DataRoot(args.data_root), args.run_dir
     if not run.is_dir():
         raise UserError(f"--run-dir {run}: no such folder")
-    begin(args)
+    begin(args, "report")
     if args.dry_run:
         return log.info("dry run: would write %s", run / "report.html")
     torch.set_num_threads(1)  # the images share the cores, not the pixels of one image

@@ -191,6 +191,8 @@ class StageParser(argparse.ArgumentParser):
             parsed.output_dir = parsed.run_dir / self.output
         if self.checkpoint and parsed.checkpoint is None:
             parsed.checkpoint = parsed.run_dir / self.checkpoint
+        parsed.defaults = {action.dest: action.default for action in self._actions
+                           if action.default is not None}
         parsed.shaping = [action.dest for action in self._actions
                           if action.dest != "help" and getattr(action, "shapes_result", True)]
         return parsed

@@ -13,6 +13,7 @@ from typing import Any
 from utils.files import UserError
 from utils.provenance import Record, read
 from utils.runtime import now
+from utils.stage import note
 
 log = logging.getLogger("drs")
 
@@ -53,6 +54,7 @@ def unfinished(outputs: Mapping[Path, Record], args: Any, runtime: Any) -> list[
             left = _settle(folder, record, args.overwrite, args.dry_run) if folder.is_dir() \
                 else set(ids)
             todo |= {i for i, name in enumerate(ids) if name in left}
+        note(images=len(ids))
         if len(todo) < len(ids):
             log.info("%d of %d are there already", len(ids) - len(todo), len(ids))
     return runtime.gather(sorted(todo))[0]

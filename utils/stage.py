@@ -120,16 +120,24 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
-def begin(args: argparse.Namespace) -> "Runtime":
-    """Set up device, folders and log; lock the output folder; print versions and options."""
+def begin(args: argparse.Namespace, name: str | None = None) -> "Runtime":
+    """Set up device, folders and log; lock the output folder; print versions and options.
+
+    Args:
+        args: of a `StageParser`.
+        name: of the stage's files in RUN_DIR/logs; None: that of the output folder.
+    """
     from utils import runtime as runtimes
 
     runtime = runtimes.setup(getattr(args, "device", "cpu"), getattr(args, "amp", "off"),
                              getattr(args, "seed", 0))
-    options = {name: value for name, value in vars(args).items() if name != "shaping"}
+    options = {name: value for name, value in vars(args).items()
+               if name not in ("shaping", "defaults")}
     logs = None if args.dry_run else args.run_dir / "logs"
-    open_output(runtime, logs, args.output_dir.name or "run", options,
+    open_output(runtime, logs, name or args.output_dir.name, options,
                 () if args.dry_run else (args.output_dir,))
+    # An option without a default of its own has been worked out from others.
+    note(defaults={name: args.defaults.get(name, value) for name, value in options.items()})
     return runtime
 
 
@@ -155,7 +163,7 @@ def open_output(runtime: "Runtime", logs: Path | None, name: str, options: Mappi
 
     made = now()
     note(command=made.pop("command"), options=dict(options), when=made.pop("when"),
-         device=runtime.describe(), versions=made)
+         began=time.time(), device=runtime.describe(), versions=made)
     if logs is not None:
         _session.summary_path = logs / f"{name}.json"
         write_json(_session.summary_path, _session.summary)
@@ -169,6 +177,8 @@ def open_output(runtime: "Runtime", logs: Path | None, name: str, options: Mappi
 def note(**facts: Any) -> None:
     """Add facts to the record of the stage in RUN_DIR/logs, for `report.py`."""
     _session.summary |= facts
+    if _session.summary_path is not None:
+        write_json(_session.summary_path, _session.summary)
 
 
 def hold(folder: Path) -> None:

@@ -23,6 +23,7 @@ from utils.files import UserError, write_json
 from utils.loading import DeviceBatches
 from utils.logging import ScalarWriter
 from utils.runtime import Runtime
+from utils.stage import note
 
 log = logging.getLogger("drs")
 
@@ -78,6 +79,7 @@ def training_record(args: argparse.Namespace, root: Any, entries: Sequence[Any],
                     ) -> provenance.Record:
     """What a training with these options, data set and entries of a list is made from."""
     record = outputs.made_from(args, root, entries, runtime.precision)
+    note(images=len(entries))
     if args.init in ("imagenet", "none"):
         record.inputs["initial weights"] = args.init
     else:

@@ -8,14 +8,14 @@ from typing import Any
 
 from datasets.layout import DataRoot
 from labelling.crf import CRFParams
-from libs.config import load_config
+from libs.config import Config, load_config
 from libs.deeplab import MultiScale, build
 from libs.init import with_prefix
 from libs.sections import list_folder
 from utils import checkpoint
 from utils.files import UserError
 from utils.runtime import setup
-from utils.stage import open_output
+from utils.stage import note, open_output
 
 
 class Experiment:
@@ -49,6 +49,8 @@ class Experiment:
                    for key, value in values.items()}
         logs = None if self.dry_run else self.config.EXP.OUTPUT_DIR / "logs" / self.config.EXP.ID
         open_output(self.runtime, logs, self.command, options, () if self.dry_run else folders)
+        note(defaults={f"{section}.{key}": value for section, values in Config().to_dict().items()
+                       for key, value in values.items()})
 
     def data_root(self) -> DataRoot:
         """The configured data set."""
