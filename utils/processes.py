@@ -23,11 +23,16 @@ def map_in_processes(function: Callable[[Item], Result], items: Iterable[Item], 
     if processes <= 1:
         yield from map(function, items)
         return
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(processes, initializer=_begin_worker)
     try:
         yield from pool.map(function, items, chunksize=CHUNK)
-    finally:  # after Ctrl-C, too: what has not begun never will
+    except BaseException:  # after Ctrl-C, too: nobody waits for what is not wanted any more
         pool.shutdown(wait=False, cancel_futures=True)
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
+    pool.shutdown()
 
 
 def _begin_worker() -> None:
