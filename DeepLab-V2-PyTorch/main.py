@@ -6,7 +6,7 @@
     python main.py predict -c configs/voc12.yaml --input IMAGE_OR_FOLDER --output-dir DIR [--crf]
     python main.py export  -c configs/voc12.yaml --output deeplab.onnx
 
-On several GPUs: torchrun --nproc-per-node N main.py ... The configuration says where everything
+On several GPUs: GPUS=N bash train.sh ... The configuration says where everything
 lies (configs/voc12.yaml explains each key); outputs go under EXP.OUTPUT_DIR:
 models/EXP/NETWORK/SPLIT/checkpoint_final.pth, scores/EXP/NETWORK/SPLIT/{scores,scores_crf}.json.
 """

@@ -8,5 +8,7 @@ setup_environment requirements.txt
 config=configs/voc12.yaml
 if [ $# -gt 0 ] && [ -f "$1" ]; then config="$1"; shift; fi
 launcher=(python)
-if [ "${GPUS:-1}" -gt 1 ]; then launcher=(torchrun --standalone --nproc-per-node "$GPUS"); fi
+if [ "${GPUS:-1}" -gt 1 ]; then # from the root, so that an error is one line
+    launcher=(env PYTHONPATH=.. python -m utils.torchrun --standalone --nproc-per-node "$GPUS")
+fi
 exec "${launcher[@]}" main.py train -c "$config" "$@"

@@ -91,7 +91,7 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     tmp = path.with_name(f".{path.stem}.{writer}.tmp{path.suffix}")
     try:
         yield tmp
-        with open(tmp, "rb") as file:
+        with open(tmp, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(tmp, path)
     except BaseException as error:
