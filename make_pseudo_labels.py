@@ -42,8 +42,9 @@ def main(args: argparse.Namespace) -> None:
     from datasets.transforms import ImageOnly
     from datasets.voc import VOCDataset, collate
     from labelling.crf import require_crf
-    from labelling.labels import background_scores, fuse, save_label
+    from labelling.labels import save_label
     from labelling.maps import save_maps, to_bytes
+    from labelling.rule import background_scores, fuse
     from labelling.summary import LabelSummary
     from models import build
     from utils import checkpoint, outputs, provenance

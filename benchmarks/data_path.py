@@ -30,8 +30,9 @@ from datasets.layout import VOC_CLASSES, DataRoot
 from datasets.scoring import LabelCounter, MapCounter
 from datasets.transforms import MEAN, STD, ClassifierTraining, ImageOnly, RefinementTraining
 from datasets.voc import VOCDataset, collate
-from labelling.labels import background_scores, fuse, save_label, voc_palette
+from labelling.labels import save_label, voc_palette
 from labelling.maps import save_maps, to_bytes
+from labelling.rule import background_scores, fuse
 
 SIZE, RESIZE, ALPHA, CLASSES, BATCH = 320, 384, 0.2, len(VOC_CLASSES), 8
 PHOTO = (500, 375)

@@ -21,7 +21,7 @@ def claims(scores: Tensor, classes: Sequence[int], salient: np.ndarray | None,
            alphas: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Which label claims each pixel, and at how many of the alphas.
 
-    At alpha number i, `label` where `level > i`, else 0, is what `labelling.labels.fuse` gives
+    At alpha number i, `label` where `level > i`, else 0, is what `labelling.rule.fuse` gives
     without its ignore steps.
 
     Args:

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from labelling.labels import background_scores, fuse
 from labelling.metrics import ConfusionMatrix
+from labelling.rule import background_scores, fuse
 from utils.engine import predict
 from utils.loading import DeviceBatches
 from utils.logging import get_logger

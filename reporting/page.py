@@ -16,7 +16,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from labelling.labels import CONFLICT_COUNT, CONFLICT_SCORE, voc_palette
+from labelling.labels import voc_palette
+from labelling.rule import CONFLICT_COUNT, CONFLICT_SCORE
 from utils.files import atomic_write
 from utils.logging import get_logger
 

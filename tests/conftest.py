@@ -1,6 +1,7 @@
 """A tiny demo data set and a tiny run on it, made once a session and only read by the tests."""
 
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from datasets.synthetic import generate
 
 # As in the processes that the tests start, so that figures can be compared bit for bit.
 torch.set_num_threads(1)
+# A shell that starts the tests with & has them, and all they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

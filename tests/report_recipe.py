@@ -12,8 +12,9 @@ from helpers import run_stage
 from PIL import Image
 
 from datasets.layout import DataRoot
-from labelling.labels import background_scores, fuse, read_label, save_label
+from labelling.labels import read_label, save_label
 from labelling.maps import save_maps
+from labelling.rule import background_scores, fuse
 
 LABEL_FOLDERS = {"pseudo_labels": "train_aug", "deeplab_labels": "val",
                  "deeplab_crf_labels": "val"}

@@ -17,9 +17,10 @@ from PIL import Image
 from datasets.images import read_image
 from datasets.layout import DataRoot
 from datasets.scoring import MapCounter, image_size, resized_scores
-from labelling.labels import background_scores, fuse, read_label
+from labelling.labels import read_label
 from labelling.maps import load_maps, save_maps
 from labelling.metrics import ConfusionMatrix, Scores, mean_iou
+from labelling.rule import background_scores, fuse
 from labelling.sweep import ALPHAS, claims, sweep_counts
 from utils.threads import ordered_map
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from golden_recipe import GOLDEN, KEYS, load_golden, relative_error, rnd
 
-from labelling.labels import background_scores, fuse
 from labelling.maps import load_maps, save_maps
 from labelling.metrics import ConfusionMatrix
+from labelling.rule import background_scores, fuse
 from models.classifier import Classifier, classification_loss
 from models.drs import FixedDRS, LearnableDRS
 from models.refine import RefineNet, refinement_loss

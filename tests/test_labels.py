@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from labelling.labels import background_scores, colorize, fuse, read_label, save_label, voc_palette
+from labelling.labels import colorize, read_label, save_label, voc_palette
 from labelling.maps import KEY, dense_maps, load_maps, save_maps
 from labelling.metrics import ConfusionMatrix
+from labelling.rule import background_scores, fuse
 from utils.files import UserError
 
 # What stands in a pixel: scores of classes 2, 5 and 9; its saliency; the label without and with

@@ -17,8 +17,9 @@ import make_pseudo_labels
 from datasets.images import read_image
 from datasets.layout import DataRoot, Entry
 from labelling.crf import crf_label, score_probabilities
-from labelling.labels import IGNORE, background_scores, fuse, read_label
+from labelling.labels import IGNORE, read_label
 from labelling.maps import load_maps
+from labelling.rule import background_scores, fuse
 
 # The document's commands are run as they stand but for this: trainings that take a second, and no
 # processes that take longer to start than to work.

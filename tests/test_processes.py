@@ -33,6 +33,19 @@ def test_an_error_arrives():
         list(map_in_processes(fail, range(30), 2))
 
 
+def test_beside_threads_of_opencv():
+    """A forked worker would wait forever for threads that it does not have."""
+    code = ("import cv2, numpy as np; from test_processes import double; "
+            "from utils.processes import map_in_processes\n"
+            "if __name__ == '__main__':\n"
+            "    cv2.GaussianBlur(np.zeros((3000, 3000), np.float32), (0, 0), 3)\n"
+            "    print(list(map_in_processes(double, range(3), 2)))\n")
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=True,
+                          env=ENVIRONMENT | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True)
+    assert done.stdout == "[0, 2, 4]\n"
+
+
 def alive(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
     try:
@@ -61,9 +74,7 @@ def test_no_worker_outlives_its_parent(tmp_path, how):
     """Of the demo data's pool and of the loading processes of a stage alike."""
     command = [sys.executable, "-m", "datasets.synthetic", str(tmp_path / "demo"), "--train",
                "5000", "--val", "1", "--single", "1"]
-    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE,
-                               preexec_fn=lambda: signal.signal(signal.SIGINT,
-                                                                signal.default_int_handler))
+    process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE)
     try:
         deadline, workers = time.monotonic() + 60, set()
         while len(workers) < min(2, os.cpu_count() or 1):

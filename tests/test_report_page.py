@@ -18,8 +18,9 @@ from report_recipe import decode, make_run, page_data, write_training
 
 from datasets.layout import DataRoot
 from datasets.synthetic import generate
-from labelling.labels import IGNORE, background_scores, fuse, voc_palette
+from labelling.labels import IGNORE, voc_palette
 from labelling.maps import save_maps
+from labelling.rule import background_scores, fuse
 from reporting.predictions import write_index
 from reporting.screenshot import browser, capture, missing, open_page
 

@@ -23,8 +23,11 @@ def map_in_processes(function: Callable[[Item], Result], items: Iterable[Item], 
     if processes <= 1:
         yield from map(function, items)
         return
+    # Not by fork: the copy of a process that has threads (OpenCV's) waits for them forever.
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
     others = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(processes, initializer=_begin_worker)
+    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context(method),
+                               initializer=_begin_worker)
     try:
         yield from pool.map(function, items, chunksize=CHUNK)
     except BaseException:  # after Ctrl-C, too: nobody waits for what is not wanted any more

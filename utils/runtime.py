@@ -8,12 +8,12 @@ import shutil
 import sys
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torchvision
 from torch import nn
 
 from utils.files import UserError
@@ -214,5 +214,5 @@ def now() -> dict[str, Any]:
     """When, by which command and with which versions something is made now."""
     return {"when": datetime.now().astimezone().isoformat(timespec="seconds"),
             "command": list(sys.argv), "python": platform.python_version(),
-            "torch": str(torch.__version__), "torchvision": str(torchvision.__version__),
+            "torch": str(torch.__version__), "torchvision": version("torchvision"),
             "numpy": np.__version__}
