@@ -118,8 +118,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(args: argparse.Namespace) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Print the table."""
+    args = parse(argv)
     if args.quick:
         args.count = args.repeat = 1
     print("| image | classes | threads | ours: build + iterate, s | pydensecrf, s | "
@@ -153,4 +154,4 @@ def large(size: tuple[int, int]) -> None:
 
 
 if __name__ == "__main__":
-    main(parse())
+    main()

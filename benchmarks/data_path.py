@@ -262,7 +262,7 @@ def finish(stage: str, sample: dict[str, Any], scores: torch.Tensor, classes: li
         save_label(path, fuse(scores, classes, background, alpha=ALPHA))
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -270,7 +270,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--device", default="cpu", help="where the batch half runs")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     timer = Timer(torch.device(args.device))
