@@ -68,7 +68,8 @@ def main(args: argparse.Namespace) -> None:
     scheduler = MultiStepLR(optimizer, [epoch - 1 for epoch in args.milestones])
 
     training = Training(args.output_dir, model, optimizer, scheduler,
-                        training_record(args, root, train_set.entries, runtime), runtime)
+                        training_record(args, root, train_set.entries, runtime, val_set),
+                        runtime)
     if not training.resume(args.overwrite):
         init_trunk(model, args.init)
     if args.dry_run:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
@@ -19,10 +20,18 @@ from utils.images import open_image
 from utils.writing import save_png
 
 KEY = "localization maps"  # keyword of the PNG text chunk
+MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 1 << 26)  # Pillow takes more for an attack
 
 
 def to_bytes(scores: Tensor) -> np.ndarray:
-    """Scores (K, H, W) float -> 8-bit maps, as they are stored: 255 times, truncated."""
+    """Scores (K, H, W) float -> 8-bit maps, as they are stored: 255 times, truncated.
+
+    Maps of so many classes and pixels that no file of them would be read again become smaller.
+    """
+    if scores.numel() > MAX_PIXELS:
+        factor = (MAX_PIXELS / scores.numel()) ** 0.5
+        height, width = (max(1, int(side * factor)) for side in scores.shape[1:])
+        scores = F.interpolate(scores[None].float(), (height, width), mode="area")[0]
     return (scores.clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()
 
 

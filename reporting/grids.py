@@ -10,9 +10,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.images import read_image
+from datasets.images import read_companion, read_image
 from datasets.layout import DataRoot
-from labelling.labels import read_label
 from labelling.maps import load_maps
 from labelling.visualize import overlay_label, overlay_maps, save_grid
 from reporting.pictures import choose
@@ -22,7 +21,7 @@ from utils.logging import get_logger
 
 log = get_logger()
 HEIGHT = 240  # pixels a cell
-Column = tuple[str, Path, Callable[[Path, np.ndarray, int], np.ndarray]]
+Column = tuple[str, Path, Callable[[Path, np.ndarray, int, int], np.ndarray]]
 
 
 def write_grids(run: Path, root: DataRoot, images: str, val_images: str, count: int) -> None:
@@ -47,9 +46,11 @@ def grid(root: DataRoot, name: str, count: int, path: Path, columns: Sequence[Co
     rows = []
     for image_id in choose(ids, count, {}):
         try:
-            image = np.asarray(read_image(root.image(image_id))[0])
-            cells = [image] + [draw(folder / f"{image_id}.png", image, len(root.classes))
-                               for _, folder, draw in columns]
+            picture, orientation = read_image(root.image(image_id))
+            image = np.asarray(picture)
+            cells = [image] + [
+                draw(folder / f"{image_id}.png", image, orientation, len(root.classes))
+                for _, folder, draw in columns]
         except UserError as error:
             log.warning("left out of %s: %s", path.name, error)
             continue
@@ -61,11 +62,11 @@ def grid(root: DataRoot, name: str, count: int, path: Path, columns: Sequence[Co
         log.info("wrote %s", path)
 
 
-def draw_maps(file: Path, image: np.ndarray, num_classes: int) -> np.ndarray:
+def draw_maps(file: Path, image: np.ndarray, _: int, num_classes: int) -> np.ndarray:
     """The strongest of the localization maps in a file, as heat over the image."""
     return overlay_maps(image, load_maps(file, num_classes)[0])
 
 
-def draw_label(file: Path, image: np.ndarray, _: int) -> np.ndarray:
-    """The labels in a file, in their colours over the image."""
-    return overlay_label(image, read_label(file))
+def draw_label(file: Path, image: np.ndarray, orientation: int, _: int) -> np.ndarray:
+    """The labels in a file, in their colours over the upright image."""
+    return overlay_label(image, read_companion(file, image.shape[:2], orientation))

@@ -8,7 +8,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from labelling.labels import colorize, read_label, save_label, voc_palette
-from labelling.maps import KEY, dense_maps, load_maps, save_maps
+from labelling.maps import KEY, MAX_PIXELS, dense_maps, load_maps, save_maps, to_bytes
 from labelling.metrics import ConfusionMatrix
 from labelling.rule import background_scores, fuse
 from utils.files import UserError
@@ -174,6 +174,21 @@ def test_foreign_pngs_are_no_maps(tmp_path, text):
     Image.fromarray(np.zeros((4, 5), np.uint8)).save(tmp_path / "maps.png", pnginfo=info)
     with pytest.raises(UserError, match="maps.png"):
         load_maps(tmp_path / "maps.png", 3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_maps_too_large_to_be_read_again_shrink(tmp_path, monkeypatch):
+    """20 classes on a photo of 12 megapixels; here Pillow's limit is lower instead."""
+    assert MAX_PIXELS == 2 * Image.MAX_IMAGE_PIXELS
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setattr("labelling.maps.MAX_PIXELS", 2000)
+    scores = torch.linspace(0, 1, 3 * 30 * 40).reshape(3, 30, 40)
+    save_maps(tmp_path / "a.png", to_bytes(scores), [0, 1, 2])
+    maps, classes = load_maps(tmp_path / "a.png", 3)
+    assert classes == [0, 1, 2] and 1700 < maps.size <= 2000
+    assert maps.shape[2] / maps.shape[1] == pytest.approx(4 / 3, rel=0.05)
+    np.testing.assert_allclose(maps.mean((1, 2)), 255 * scores.mean((1, 2)), atol=1)
+    assert to_bytes(scores[:1]).shape == (1, 30, 40)
 
 
 def test_maps_with_classes_out_of_range(tmp_path):

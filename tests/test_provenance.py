@@ -109,6 +109,36 @@ def test_other_initial_weights(demo, own_run):
     assert "initial weights" in message and "was none" in message
 
 
+@pytest.mark.parametrize("folder", ["SegmentationClassAug", "saliency_map", "JPEGImages"])
+@pytest.mark.parametrize("stage", ["train_drs", "train_refine"])
+def test_what_chooses_the_best_checkpoint(own_demo, own_run, capsys, folder, stage):
+    """Masks and saliency maps of validation images shape best.pth as well."""
+    train = (stage, "--data-root", own_demo, "--run-dir", own_run, *MACHINE, *TRAINING)
+    run_stage(*train)  # finished
+    provenance.main(provenance.parse([str(own_run)]))
+    assert "OUT OF DATE" not in capsys.readouterr().out
+    first = (own_demo / "ImageSets" / "Segmentation" / "train.txt").read_text().split()[0]
+    path = next((own_demo / folder).glob(f"{first}.*"))
+    size = path.stat().st_size
+    spoil(path)
+    kind = {"SegmentationClassAug": "mask", "saliency_map": "saliency"}.get(folder, "image")
+    before = content(own_run / "classifier")
+    assert (f"validation {kind} of 1 images changed ({first} was {size} bytes, "
+            f"is {size + 1} bytes") in stage_error(*train)
+    assert content(own_run / "classifier") == before
+    provenance.main(provenance.parse([str(own_run)]))
+    assert "OUT OF DATE" in capsys.readouterr().out
+    lines = (own_demo / "ImageSets" / "Segmentation" / "train.txt").read_text().splitlines()
+    (own_demo / "ImageSets" / "Segmentation" / "train.txt").write_text("\n".join(lines[1:]))
+    assert f"1 validation images are no longer listed ({first})" in stage_error(*train)
+
+
+def test_a_record_from_before_validation_was_noted(own_run):
+    record = provenance.read(own_run / "localization_maps").plain()
+    del record["validation"]
+    assert provenance.Record.of(record, own_run).validation == {}
+
+
 def test_maps_asked_for_later_are_written(demo, own_run, tmp_path):
     """--save-maps on a finished run is no silent nothing."""
     run_stage(*labels(demo, own_run))

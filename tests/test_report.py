@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import run_stage, stage_error
+from PIL import Image
 from report_recipe import decode, make_run, page_data, write_training
 
 from datasets.layout import DataRoot
@@ -54,6 +56,37 @@ def test_the_numbers_on_the_page_are_those_in_the_files(finished, demo):
         assert np.array_equal(decode(image["layers"]["mask"]["numbers"]), mask)
         saliency = read_label(demo / "saliency_map" / f"{image['id']}.png") > 50
         assert np.array_equal(decode(image["salient"]), saliency)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_a_mask_drawn_on_the_photo_as_it_is_stored(demo, finished, tmp_path, orientation):
+    """It belongs on the page and in the pictures as much as one of the upright photo."""
+    root = Path(shutil.copytree(demo, tmp_path / "data"))
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    name = DataRoot(root).entries("train_aug")[0].id
+    photo = next((root / "JPEGImages").glob(f"{name}.*"))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    for path, more in ((photo, {"exif": exif}), (root / "SegmentationClassAug" / f"{name}.png", {}),
+                       (root / "saliency_map" / f"{name}.png", {})):
+        with Image.open(path) as image:
+            image.crop((0, 0, 40, 24)).save(path, **more)
+    shown = np.zeros((40, 24) if orientation == 6 else (24, 40), np.uint8)
+    shown[:9] = 1
+    for folder in ("pseudo_labels", "deeplab_labels"):
+        save_label(run / folder / f"{name}.png", shown)
+    for folder in ("cam_maps", "localization_maps", "refined_maps"):
+        save_maps(run / folder / f"{name}.png", np.zeros((1, *shown.shape), np.uint8), [0])
+    for path in run.glob("*.png"):
+        path.unlink()
+    run_stage("report", "--data-root", root, "--run-dir", run, "--list", "train_aug")
+    left_out = [line for line in (run / "logs" / "report.log").read_text().splitlines()
+                if "left out" in line]
+    assert not left_out and (run / "pseudo_labels.png").is_file()
+    record = next(image for image in page_data(run / "report.html")["images"]
+                  if image["id"] == name)
+    assert record["size"] == list(shown.shape)
+    assert {"mask", "pseudo_labels", "refined"} <= set(record["layers"])
 
 
 def test_a_large_image_shrinks_and_keeps_its_shape():

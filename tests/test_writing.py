@@ -1,5 +1,6 @@
 """The pool of writers: all on disk at the end, errors in the stage, nothing half written."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,7 +13,8 @@ import pytest
 from helpers import ENVIRONMENT, ROOT
 
 from labelling.labels import read_label, save_label
-from utils.files import UserError, atomic_write
+from utils.files import UserError, atomic_write, output_folder
+from utils.stage import hold, launch
 from utils.writing import Writers
 
 
@@ -141,3 +143,47 @@ def test_interrupted_all_files_are_whole(tmp_path):
     files = list(tmp_path.iterdir())
     assert files and not [path for path in files if path.name.startswith(".")]
     assert all(load_maps(path, 5)[0].shape == (2, 300, 300) for path in files)
+
+
+@pytest.mark.parametrize("waiting", [1, 32])
+def test_a_signal_while_a_thread_starts_loses_no_write(tmp_path, waiting):
+    """The thread works already while `submit` still waits to hear that it has started."""
+    def write(path: Path) -> None:
+        with atomic_write(path) as tmp:
+            if path.name == "0":
+                os.kill(os.getpid(), signal.SIGTERM)
+            tmp.write_text("half")
+            time.sleep(0.3)
+
+    def stage(_: None) -> None:
+        with Writers(threads=2, waiting=waiting) as writers:
+            for number in range(10**6):
+                writers.submit(write, tmp_path / str(number))
+
+    with pytest.raises(SystemExit) as caught:
+        launch(stage, None)
+    assert caught.value.code == 143
+    assert {path.name for path in tmp_path.iterdir()} <= {"0", "1", "2"}
+    before = sorted(tmp_path.iterdir())
+    time.sleep(0.5)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_a_signal_when_all_is_done_leaves_nothing(tmp_path, monkeypatch, number):
+    """Python runs the handler of one that is pending in the next call, here the first of those
+    that tidy up."""
+    change = signal.signal
+
+    def late(*args: object) -> object:
+        monkeypatch.setattr(signal, "signal", change)
+        os.kill(os.getpid(), number)
+        return change(*args)
+
+    def stage(_: None) -> None:
+        hold(output_folder(tmp_path / "out"))
+        monkeypatch.setattr(signal, "signal", late)
+
+    launch(stage, None)
+    assert not list((tmp_path / "out").iterdir())
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

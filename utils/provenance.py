@@ -22,6 +22,7 @@ from utils.files import UserError, write_json
 log = logging.getLogger("drs")
 RECORD = "provenance.json"
 SHOWN = 3  # images that a message names
+VALIDATION = "validation "  # in front of what is said of such images
 BLOCK = 1 << 20
 
 
@@ -35,6 +36,7 @@ class Record:
         classes: class names, in the order of their indices.
         inputs: name of a checkpoint or upstream folder -> digest of its content.
         images: image id -> what belongs to it: "labels" (class indices), sizes of files in bytes.
+        validation: the same of the images by which a training chooses its best checkpoint.
         made: when, by which command and versions; takes no part in comparisons.
         places: where each input was found; for the reader, takes no part in comparisons either.
     """
@@ -44,6 +46,7 @@ class Record:
     classes: list[str]
     inputs: dict[str, str] = field(default_factory=dict)
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
+    validation: dict[str, dict[str, Any]] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
 
@@ -54,7 +57,9 @@ class Record:
     def digest(self, ids: Iterable[str] | None = None) -> str:
         """A digest of what shapes the files of these images (None: of all)."""
         images = self.images if ids is None else {name: self.images.get(name) for name in ids}
-        content = (self.options, self.classes, self.inputs, images)
+        content = [self.options, self.classes, self.inputs, images]
+        if ids is None and self.validation:
+            content.append(self.validation)
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def differences(self, now: "Record") -> list[str]:
@@ -66,24 +71,27 @@ class Record:
         found += [f"{name} has other content (was {_short(before, 12)}, is {_short(after, 12)})"
                   for name, before, after in _changed(self.inputs, now.inputs)]
         kinds: dict[str, list[str]] = {}
-        for name in self.images.keys() & now.images.keys():
-            for kind, before, after in _changed(self.images[name], now.images[name]):
-                if kind == "labels":
-                    before, after = (_names(value, classes) for value, classes in
-                                     ((before, self.classes), (after, now.classes)))
-                elif kind == "image":
-                    before, after = f"{before} bytes", f"{after} bytes"
-                kinds.setdefault(kind, []).append(f"{name} was {before}, is {after}")
+        for group, old, new in (("", self.images, now.images),
+                                (VALIDATION, self.validation, now.validation)):
+            for name in old.keys() & new.keys():
+                for kind, before, after in _changed(old[name], new[name]):
+                    if kind == "labels":
+                        before, after = (_names(value, classes) for value, classes in
+                                         ((before, self.classes), (after, now.classes)))
+                    elif kind == "image":
+                        before, after = f"{before} bytes", f"{after} bytes"
+                    kinds.setdefault(group + kind, []).append(f"{name} was {before}, is {after}")
         found += [f"{kind} of {len(names)} images changed ({'; '.join(sorted(names)[:SHOWN])}"
                   f"{'; ...' if len(names) > SHOWN else ''})" for kind, names in kinds.items()]
         return found
 
     def list_differences(self, now: "Record") -> list[str]:
-        """In words, how the list of images differs."""
-        return [f"{len(names)} images are {how} ({', '.join(sorted(names)[:SHOWN])})"
-                for how, names in (("no longer listed", self.images.keys() - now.images.keys()),
-                                   ("new in the list", now.images.keys() - self.images.keys()))
-                if names]
+        """In words, how the lists of images differ."""
+        return [f"{len(names)} {group}images are {how} ({', '.join(sorted(names)[:SHOWN])})"
+                for group, old, new in (("", self.images, now.images),
+                                        (VALIDATION, self.validation, now.validation))
+                for how, names in (("no longer listed", old.keys() - new.keys()),
+                                   ("new in the list", new.keys() - old.keys())) if names]
 
     def write(self, folder: Path) -> None:
         """Keep this record in `folder`, atomically."""
@@ -114,10 +122,13 @@ class Record:
             UserError: it is none.
         """
         parts = {"stage": str, "options": dict, "classes": list, "inputs": dict, "images": dict,
-                 "made": dict, "places": dict}
+                 "validation": dict, "made": dict, "places": dict}
+        if isinstance(value, Mapping):
+            value = {"validation": {}, **value}  # older records did not have it
         if (not isinstance(value, Mapping) or value.keys() != parts.keys()
                 or not all(isinstance(value[name], kind) for name, kind in parts.items())
-                or not all(isinstance(image, dict) for image in value["images"].values())):
+                or not all(isinstance(image, dict) for group in ("images", "validation")
+                           for image in value[group].values())):
             raise UserError(f"{source}: no record of what the files were made from; use another "
                             "folder, or --overwrite")
         return cls(**value)
@@ -189,21 +200,28 @@ def file_sizes(folder: Path, ids: Iterable[str], suffix: str = ".png") -> dict[s
 
 def upstream(record: Record, name: str, folder: Path, ids: Sequence[str]) -> None:
     """Note in `record` that ID.png of `folder` are read for the `ids`: their sizes and, where a
-    stage made them, what it made them from."""
+    stage made them, what it made them from. A name that begins with VALIDATION goes there."""
+    images, kind = _group(record, name)
     theirs = read(folder)
     record.places[name] = str(folder)
     if theirs is not None:
         record.inputs[name] = theirs.digest(())
     for image_id, size in file_sizes(folder, ids).items():
         made = "" if theirs is None else f" from {theirs.digest((image_id,))[:12]}"
-        record.images[image_id][name] = f"{size} bytes{made}"
+        images[image_id][kind] = f"{size} bytes{made}"
+
+
+def _group(record: Record, name: str) -> tuple[dict[str, dict[str, Any]], str]:
+    """The images for which a folder called `name` is read, and what its files are of them."""
+    return (record.validation if name.startswith(VALIDATION) else record.images,
+            name.removeprefix(VALIDATION))
 
 
 def outdated(record: Record) -> list[str]:
     """In words, what has changed since, as far as what was read is still in its place."""
     found = []
     for name, place in record.places.items():
-        path, ids = Path(place), list(record.images)
+        path, (images, kind) = Path(place), _group(record, name)
         if path.is_file():
             if file_digest(path, name) != record.inputs.get(name):
                 found.append(f"{place} has other content")
@@ -211,15 +229,17 @@ def outdated(record: Record) -> list[str]:
             found.append(f"{name}: {place} is no longer there, cannot compare")
         elif name == "images":
             sizes = {file.stem: file.stat().st_size for file in path.iterdir() if file.is_file()}
-            changed = [image for image in ids if image in sizes
-                       and sizes[image] != record.images[image].get("image")]
+            every = record.validation | record.images
+            changed = [image for image in every if image in sizes
+                       and sizes[image] != every[image].get("image")]
             found += [f"{len(changed)} images in {place} have changed"] if changed else []
         else:
-            now_there = Record("", {}, [], images={image: {} for image in ids})
-            upstream(now_there, name, path, ids)
+            empty: list[dict] = [{image: {} for image in images} for _ in range(2)]
+            now_there = Record("", {}, [], images=empty[0], validation=empty[1])
+            upstream(now_there, name, path, list(images))
             if now_there.inputs.get(name) != record.inputs.get(name) or any(
-                    facts[name] != record.images[image].get(name)
-                    for image, facts in now_there.images.items()):
+                    facts[kind] != images[image].get(kind)
+                    for image, facts in _group(now_there, name)[0].items()):
                 found.append(f"{place} holds other files now")
     return found
 

@@ -34,8 +34,12 @@ class _Session:
         self.summary: dict[str, Any] = {}
         self.summary_path: Path | None = None
         self.start = time.monotonic()
+        self.at_end: list[Callable[[], None]] = []
+        self.ending = False
 
     def close(self, completed: bool) -> None:
+        for tidy in self.at_end:
+            tidy()
         if completed and self.summary_path is not None:
             self.summary["seconds"] = round(time.monotonic() - self.start, 1)
             write_json(self.summary_path, self.summary)
@@ -55,7 +59,10 @@ def launch(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace
     setup_logging()
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     # One of several may wait in a collective, where no handler runs: it ends at once instead.
-    before = signal.signal(signal.SIGTERM, _terminate if alone else signal.SIG_DFL)
+    handlers: dict[int, Any] = {signal.SIGTERM: _interrupt if alone else signal.SIG_DFL}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored
+        handlers[signal.SIGINT] = _interrupt
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     completed = False
     try:
         stage(args)
@@ -71,20 +78,30 @@ def launch(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace
             raise
         fail(f"error: {message}")
     finally:
-        # Tidying up is quick, and not to be interrupted.
-        interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # First, and no call: a signal's exception would come before one, and nothing be tidied.
+        _session.ending = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         _session.close(completed)
-        signal.signal(signal.SIGINT, interrupt)
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         if "torch" in sys.modules:
             from utils.runtime import shutdown
 
             shutdown()
 
 
-def _terminate(*_: object) -> None:
+def _interrupt(number: int, _: object) -> None:
+    if _session.ending:  # tidying up is quick, and not to be interrupted
+        return
+    if number == signal.SIGINT:
+        raise KeyboardInterrupt
     sys.exit(TERMINATED)
+
+
+def at_end(tidy: Callable[[], None]) -> None:
+    """Have `tidy` called when the running stage ends, however it ends, before locks are released;
+    no signal interrupts it."""
+    _session.at_end.append(tidy)
 
 
 def _another_failed_first() -> bool:

@@ -75,9 +75,13 @@ def init_trunk(model: Any, source: str) -> None:
     log.info("initial weights: %d trunk tensors of %s; head and DRS at random", len(names), source)
 
 
-def training_record(args: argparse.Namespace, root: Any, entries: Sequence[Any], runtime: Runtime
-                    ) -> provenance.Record:
-    """What a training with these options, data set and entries of a list is made from."""
+def training_record(args: argparse.Namespace, root: Any, entries: Sequence[Any], runtime: Runtime,
+                    val_set: Any = None) -> provenance.Record:
+    """What a training with these options, data set and entries of a list is made from.
+
+    Args:
+        val_set: the `datasets.voc.VOCDataset` that chooses the best checkpoint, if any.
+    """
     record = outputs.made_from(args, root, entries, runtime.precision)
     note(images=len(entries))
     if args.init in ("imagenet", "none"):
@@ -87,6 +91,12 @@ def training_record(args: argparse.Namespace, root: Any, entries: Sequence[Any],
     if getattr(args, "maps_dir", None) is not None:
         provenance.upstream(record, "localization maps", args.maps_dir,
                             [entry.id for entry in entries])
+    if val_set is not None:
+        record.validation = outputs.image_facts(root, val_set.entries)
+        for kind, folder in (("mask", val_set.mask_dir), ("saliency", val_set.saliency_dir)):
+            if folder is not None:
+                provenance.upstream(record, provenance.VALIDATION + kind, folder,
+                                    list(record.validation))
     return record
 
 
