@@ -31,7 +31,7 @@ from utils.loading import DeviceBatches, ShuffledBatches, training_batches
 from utils.outputs import unfinished
 from utils.provenance import RECORD, Record
 from utils.runtime import Runtime
-from utils.training import Training
+from utils.training import Training, suggest_lr
 
 CPU = Runtime(torch.device("cpu"), 0, 1, None)
 
@@ -434,6 +434,18 @@ def test_processes_share_each_batch(world):
         counts = [len(share) for share in shares]
         assert min(counts) >= 1 and max(counts) - min(counts) <= 1
         assert [order.weight for order in orders] == [count * world / 8 for count in counts]
+
+
+@pytest.mark.parametrize("batch, lr, power, wanted", [
+    (40, 1e-3, 1, "0.004"), (40, 1e-3, 0.5, "0.002"), (15, 2e-3, 1, "0.0015"), (10, 5e-3, 1, None),
+    (5, 1e-3, 1, None), (40, 4e-3, 1, None)])
+def test_a_larger_batch_has_its_learning_rate_suggested(monkeypatch, batch, lr, power, wanted):
+    lines = []
+    monkeypatch.setattr("utils.training.log.info", lambda text, *values: lines.append(text % values))
+    suggest_lr(batch, 10, lr, 1e-3, power)
+    assert len(lines) == (wanted is not None)
+    if wanted:
+        assert f"a learning rate of {wanted} " in lines[0] and f"stays at {lr:g}" in lines[0]
 
 
 def test_fewer_images_in_a_batch_than_processes():
