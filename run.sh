@@ -79,8 +79,6 @@ if [ -n "$DATA_ROOT" ]; then
     while read -r name value; do
         printf -v "$name" '%s' "$value"
     done <<<"$settings"
-    # Twice the batch, half the iterations: five images cannot be divided among two processes.
-    [ "$GPUS" -lt 2 ] || { CONFIG=voc12_2gpu.yaml; ITERATIONS=$((ITERATIONS / 2)); }
     TRAIN=(--list "$LIST" --seed "$SEED" --batch-size "$BATCH" --background "$BACKGROUND"
            ${SALIENCY_DIR:+--saliency-dir "$SALIENCY_DIR"})
     [ "$SCORED" = train ] && [ "$BACKGROUND" = saliency ] || TRAIN+=(--val-list none)
@@ -113,11 +111,30 @@ fi
 
 COMMON=(--data-root "$DATA_ROOT" --run-dir "$RUN_DIR" "${OVERWRITE[@]}")
 
+# share ARGS...: how many processes a stage may have. A training's can be no more than a batch has
+# images; the result does not depend on their number.
+share() {
+    local word before="" batch="$GPUS"
+    for word in "$@"; do
+        [ "$before" != --batch-size ] || batch="$word"
+        [[ "$word" != SOLVER.BATCH_SIZE=* ]] || batch="${word#*=}"
+        before="$word"
+    done
+    if [[ "$batch" =~ ^[1-9][0-9]*$ ]] && [ "$batch" -lt "$GPUS" ]; then
+        echo "$batch of $GPUS processes, for a batch has $batch images (--batch-size)" >&2
+        echo "$batch"
+    else
+        echo "$GPUS"
+    fi
+}
+
 # run SCRIPT ARGS...: one stage's script, in as many processes as asked for.
 run() {
     printf '\n== %s\n' "$*"
-    if [ "$GPUS" -gt 1 ]; then
-        python -m utils.torchrun --standalone --nproc-per-node "$GPUS" "$@"
+    local processes
+    processes="$(share "$@")"
+    if [ "$processes" -gt 1 ]; then
+        python -m utils.torchrun --standalone --nproc-per-node "$processes" "$@"
     else
         python "$@"
     fi
@@ -179,7 +196,8 @@ stage_deeplab() { # DeepLab-V2 trained on the pseudo labels, scored on val witho
                     "DATASET.LABEL_DIR=$(realpath "$RUN_DIR/pseudo_labels")"
                     "EXP.OUTPUT_DIR=$(realpath -m "$RUN_DIR/deeplab")" "EXP.SEED=$SEED"
                     "${DEEPLAB[@]}")
-    run "$main" train "${settings[@]}"
+    run "$main" train "${settings[@]}" "SOLVER.BATCH_SIZE=$(
+        sed -n 's/^ *BATCH_SIZE: *\([0-9]*\).*/\1/p' "DeepLab-V2-PyTorch/configs/$CONFIG")"
     if [ -z "$VAL" ]; then # nothing to score on: labels of all images, to look at
         run "$main" predict "${settings[@]}" --input "$DATA_ROOT" \
             --output-dir "$RUN_DIR/deeplab_labels"

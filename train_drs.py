@@ -48,7 +48,7 @@ def main(args: argparse.Namespace) -> None:
     from models.classifier import Classifier, classification_loss
     from utils.engine import train_epoch
     from utils.loading import inference_batches, training_batches
-    from utils.training import Training, init_trunk, named_groups, training_record
+    from utils.training import Training, init_trunk, named_groups, suggest_lr, training_record
 
     root = DataRoot(args.data_root)
     runtime = begin(args)
@@ -65,6 +65,7 @@ def main(args: argparse.Namespace) -> None:
     optimizer = torch.optim.SGD(
         named_groups(model.parameter_groups(), args.lr, LR_FACTORS, args.weight_decay),
         lr=args.lr, momentum=0.9, nesterov=True)
+    suggest_lr(args.batch_size, args.defaults["batch_size"], args.lr, args.defaults["lr"])
     scheduler = MultiStepLR(optimizer, [epoch - 1 for epoch in args.milestones])
 
     training = Training(args.output_dir, model, optimizer, scheduler,

@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
     from models.refine import RefineNet, refinement_loss
     from utils.engine import train_epoch
     from utils.loading import inference_batches, training_batches
-    from utils.training import Training, init_trunk, named_groups, training_record
+    from utils.training import Training, init_trunk, named_groups, suggest_lr, training_record
 
     root = DataRoot(args.data_root)
     runtime = begin(args)
@@ -53,6 +53,7 @@ def main(args: argparse.Namespace) -> None:
     model: RefineNet = runtime.move(RefineNet(len(root.classes), args.width, args.batch_norm))
     optimizer = torch.optim.Adam(
         named_groups(model.parameter_groups(), args.lr, LR_FACTORS, args.weight_decay), lr=args.lr)
+    suggest_lr(args.batch_size, args.defaults["batch_size"], args.lr, args.defaults["lr"], power=0.5)
     scheduler = MultiStepLR(optimizer, [epoch - 1 for epoch in args.milestones])
 
     training = Training(args.output_dir, model, optimizer, scheduler,

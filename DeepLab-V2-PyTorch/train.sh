@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train DeepLab-V2 on the pseudo labels: bash train.sh [CONFIG] [SECTION.KEY=VALUE ...]
-# Interrupted, the same command goes on. On N GPUs: GPUS=N bash train.sh configs/voc12_2gpu.yaml
+# Interrupted, the same command goes on. On N GPUs: GPUS=N bash train.sh [CONFIG] ...
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source ../utils/environment.sh

@@ -1,6 +1,7 @@
 """Run by test_training.py under torchrun: batch norm in several processes against one.
 
 In float64, because batch norm on few pixels makes much of any rounding. Fails with an exception.
+The processes hold different numbers of images, so their losses are weighted by these.
 """
 
 import copy
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from models.classifier import Classifier
+from utils.loading import ShuffledBatches
 from utils.runtime import setup, shutdown
 
 
@@ -19,13 +21,13 @@ def main() -> None:
     network = runtime.distribute(shared)
     images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     labels = (torch.rand(4, 3) > 0.5).double()
-    share = slice(2 * runtime.rank, 2 * runtime.rank + 2)
+    order = ShuffledBatches(4, 4, 0, runtime.rank, runtime.world)
     for _ in range(3):
-        for model, part in ((one, slice(None)), (network, share)):
+        for model, part, weight in ((one, slice(None), 1), (network, order.share, order.weight)):
             model.train()
             optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
             loss = F.multilabel_soft_margin_loss(model(images[part]), labels[part])
-            loss.backward()
+            (loss * weight).backward()
             optimizer.step()
             optimizer.zero_grad()
     theirs = shared.state_dict()

@@ -27,11 +27,11 @@ from torch.optim.lr_scheduler import MultiStepLR
 from utils import engine
 from utils.checkpoint import read
 from utils.files import UserError
-from utils.loading import DeviceBatches, ShuffledBatches
+from utils.loading import DeviceBatches, ShuffledBatches, training_batches
 from utils.outputs import unfinished
 from utils.provenance import RECORD, Record
 from utils.runtime import Runtime
-from utils.training import Training
+from utils.training import Training, suggest_lr
 
 CPU = Runtime(torch.device("cpu"), 0, 1, None)
 
@@ -139,9 +139,11 @@ def test_training_on_workers_is_the_same(demo, run, tmp_path):
 # Several processes
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(demo, run, tmp_path):
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_train_as_one(demo, run, tmp_path, processes):
+    """A batch of 4; three processes hold 1, 1 and 2 images of it."""
     run_script("train_drs.py", "--data-root", demo, "--run-dir", tmp_path, *MACHINE, *TRAINING,
-               processes=2)
+               processes=processes)
     one, two = run / "classifier", tmp_path / "classifier"
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     assert len(set(losses(one))) == 2  # they do change
@@ -152,8 +154,31 @@ def test_two_processes_train_as_one(demo, run, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_share_batch_norm():
-    run_script("tests/batch_norm_processes.py", processes=2)
+@pytest.mark.parametrize("script, processes", [("train_drs", 3), ("train_refine", 4)])
+def test_batches_of_ten_are_those_of_one_process(own_demo, run, tmp_path, script, processes):
+    listing = own_demo / "ImageSets" / "Segmentation" / "train_aug.txt"
+    listing.write_text(listing.read_text() + "".join(
+        f"{path.stem} 0\n" for path in sorted((own_demo / "JPEGImages").glob("single*"))))
+    options = ("--data-root", own_demo, *MACHINE, *TRAINING, "--batch-size", "10")
+    if script == "train_refine":
+        run_stage("make_localization_maps", "--data-root", own_demo, "--run-dir", tmp_path,
+                  *MACHINE, "--checkpoint", run / "classifier" / "best.pth")
+        options += ("--maps-dir", tmp_path / "localization_maps")
+    run_stage(script, *options, "--output-dir", tmp_path / "one", "--run-dir", tmp_path)
+    run_script(f"{script}.py", *options, "--output-dir", tmp_path / "many", "--run-dir", tmp_path,
+               processes=processes)
+    assert losses(tmp_path / "many") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
+    one, many = (read(tmp_path / name / "last.pth").state for name in ("one", "many"))
+    # Adam's first steps divide small gradients by themselves, rounding and all.
+    tolerance = 1e-5 if script == "train_drs" else 1e-3
+    for name, value in one.items():
+        torch.testing.assert_close(many[name], value, rtol=1e-3, atol=tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_batch_norm(processes):
+    run_script("tests/batch_norm_processes.py", processes=processes)
 
 
 @pytest.mark.slow
@@ -400,13 +425,32 @@ def test_stretches_follow_each_other_without_a_gap():
     assert {index for _, index in keys[:5]} == {index for _, index in keys[5:10]} == set(range(5))
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, 3, 4, 7, 8])
 def test_processes_share_each_batch(world):
     whole = list(ShuffledBatches(23, 8, seed=5))
-    parts = [list(ShuffledBatches(23, 8, seed=5, rank=rank, world=world))
-             for rank in range(world)]
-    for batch, *shares in zip(whole, *parts, strict=True):
+    orders = [ShuffledBatches(23, 8, seed=5, rank=rank, world=world) for rank in range(world)]
+    for batch, *shares in zip(whole, *orders, strict=True):
         assert batch == [key for share in shares for key in share]
+        counts = [len(share) for share in shares]
+        assert min(counts) >= 1 and max(counts) - min(counts) <= 1
+        assert [order.weight for order in orders] == [count * world / 8 for count in counts]
+
+
+@pytest.mark.parametrize("batch, lr, power, wanted", [
+    (40, 1e-3, 1, "0.004"), (40, 1e-3, 0.5, "0.002"), (15, 2e-3, 1, "0.0015"), (10, 5e-3, 1, None),
+    (5, 1e-3, 1, None), (40, 4e-3, 1, None)])
+def test_a_larger_batch_has_its_learning_rate_suggested(monkeypatch, batch, lr, power, wanted):
+    lines = []
+    monkeypatch.setattr("utils.training.log.info", lambda text, *values: lines.append(text % values))
+    suggest_lr(batch, 10, lr, 1e-3, power)
+    assert len(lines) == (wanted is not None)
+    if wanted:
+        assert f"a learning rate of {wanted} " in lines[0] and f"stays at {lr:g}" in lines[0]
+
+
+def test_fewer_images_in_a_batch_than_processes():
+    with pytest.raises(UserError, match="batch of 2 leaves some of 3 processes.*--batch-size"):
+        training_batches([0] * 9, 2, Runtime(torch.device("cpu"), 0, 3, None), 0, 0, None)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -19,6 +19,8 @@ CHECK_INTERVAL = 20  # steps between looks at the loss: each look makes the CPU 
 class Batches(Iterable[Batch], Sized, Protocol):
     """Batches on the device (`utils.loading.DeviceBatches`)."""
 
+    weight: float
+
 
 class Machine(Protocol):
     """What the loops need of `utils.runtime.Runtime`."""
@@ -38,13 +40,15 @@ def train_epoch(network: nn.Module, batches: Batches,
     """Train over `batches` once.
 
     Args:
-        loss_fn: (network, batch) -> scalar loss; runs under autocast.
+        batches: their `weight` is what this process's loss counts in the mean over processes.
+        loss_fn: (network, batch) -> scalar loss, a mean over the batch's images; runs under
+            autocast.
         accumulate: batches whose gradients are added up before each step; the loss is divided
             by it.
         after_step: called after each optimizer step (a schedule that counts steps).
 
     Returns:
-        {"loss": the mean over batches and processes, "steps": optimizer steps made}.
+        {"loss": the mean over batches and all their images, "steps": optimizer steps made}.
 
     Raises:
         FloatingPointError: the loss is not finite.
@@ -54,7 +58,7 @@ def train_epoch(network: nn.Module, batches: Batches,
     optimizer.zero_grad(set_to_none=True)
     for index, batch in enumerate(progress(batches, "training", enabled=runtime.main), start=1):
         with runtime.autocast():
-            loss = loss_fn(network, batch)
+            loss = loss_fn(network, batch) * batches.weight
         scaler.scale(loss / accumulate).backward()
         total += torch.stack((loss.detach().double(), torch.ones_like(total[0])))
         if index % CHECK_INTERVAL == 1:

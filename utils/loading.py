@@ -28,7 +28,8 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
 
     Args:
         length: images in the data set.
-        batch_size: global batch; each of `world` processes takes its contiguous share.
+        batch_size: global batch; each of `world` processes takes its contiguous share, of which
+            some are larger by one image where it cannot be divided.
         seed: of the shuffles.
         stretch: batches until the loop pauses (to save, to validate). None: one pass over the
             images, whose incomplete last batch is dropped, so that every pass is a new shuffle.
@@ -40,8 +41,10 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         self.used = length if stretch else length // batch_size * batch_size  # of each shuffle
         self.length, self.batch_size, self.seed, self.total = length, batch_size, seed, total
         self.stretch = stretch or length // batch_size
-        share = batch_size // world
-        self.share = slice(rank * share, (rank + 1) * share)
+        self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+        # What the mean over this share counts in the mean over processes, which is what
+        # DistributedDataParallel takes: by images, so that the result is that of one process.
+        self.weight = (self.share.stop - self.share.start) * world / batch_size
         self.set_epoch(1)
 
     def set_epoch(self, epoch: int) -> None:
@@ -66,11 +69,16 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
 
 
 class DeviceBatches:
-    """A loader whose batches arrive on the device, prepared by the data set's transform."""
+    """A loader whose batches arrive on the device, prepared by the data set's transform.
+
+    Attributes:
+        weight: what a mean over this process's images counts in the mean over processes.
+    """
 
     def __init__(self, loader: DataLoader, runtime: Runtime) -> None:
         self.loader, self.device = loader, runtime.device
         self.dataset: Any = loader.dataset
+        self.weight: float = getattr(loader.batch_sampler, "weight", 1.0)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -102,15 +110,15 @@ def training_batches(dataset: Any, batch_size: int, runtime: Runtime, seed: int,
     """Shuffled batches without end; see `ShuffledBatches`. `dataset` is a Dataset with a length.
 
     Raises:
-        UserError: there are fewer images than a batch holds, or the batch cannot be divided among
-            the processes.
+        UserError: there are fewer images than a batch holds, or fewer in a batch than processes.
     """
     if len(dataset) < batch_size and not stretch:
         raise UserError(f"--batch-size {batch_size} is larger than the list "
                         f"({len(dataset)} images): make it smaller or add images")
-    if batch_size % runtime.world:
-        raise UserError(f"a global batch of {batch_size} cannot be divided among {runtime.world} "
-                        "processes")
+    if batch_size < runtime.world:
+        raise UserError(f"a global batch of {batch_size} leaves some of {runtime.world} processes "
+                        "without an image: use fewer processes, or a larger --batch-size "
+                        "(DeepLab: SOLVER.BATCH_SIZE)")
     order = ShuffledBatches(len(dataset), batch_size, seed, runtime.rank, runtime.world,
                             stretch, total)
     return _batches(dataset, order, runtime, num_workers, collate, persistent=True)

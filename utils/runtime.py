@@ -38,7 +38,7 @@ class _Sum(torch.autograd.Function):
 
 class SharedBatchNorm2d(nn.BatchNorm2d):
     """Batch norm over the batches of all processes, for the CPU, where nn.SyncBatchNorm does not
-    run. Every process must hold the same number of pixels."""
+    run. The processes may hold different numbers of images."""
 
     num_batches_tracked: torch.Tensor
     running_mean: torch.Tensor
@@ -49,10 +49,11 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         full = x.to(self.weight.dtype)  # not the half precision of autocast
-        mean = self._mean(full)
-        variance = self._mean((full - mean) ** 2)
+        count = torch.tensor(x.numel() // x.shape[1])
+        dist.all_reduce(count)
+        mean = self._mean(full, count)
+        variance = self._mean((full - mean) ** 2, count)
         with torch.no_grad():
-            count = x.numel() // x.shape[1] * dist.get_world_size()
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean.flatten(), self.momentum)
             self.running_var.lerp_(variance.flatten() * count / (count - 1), self.momentum)
@@ -60,8 +61,8 @@ class SharedBatchNorm2d(nn.BatchNorm2d):
         return (full * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
     @staticmethod
-    def _mean(values: torch.Tensor) -> torch.Tensor:
-        return _Sum.apply(values.mean((0, 2, 3), keepdim=True)) / dist.get_world_size()
+    def _mean(values: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
+        return _Sum.apply(values.sum((0, 2, 3), keepdim=True)) / count
 
 
 Model = TypeVar("Model", bound=nn.Module)

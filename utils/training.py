@@ -49,6 +49,21 @@ def named_groups(groups: Mapping[str, list[nn.Parameter]], lr: float, factors: M
     return result
 
 
+def suggest_lr(batch: int, usual: int, lr: float, usual_lr: float, power: float = 1.0) -> None:
+    """Say which learning rate a larger batch than the paper's would want; nothing is changed.
+
+    Args:
+        batch, usual: images an optimizer step, now and in the paper.
+        lr, usual_lr: base learning rates, now and in the paper.
+        power: of the batches' ratio: 1 for SGD, 0.5 for Adam, as is the custom.
+    """
+    wanted = usual_lr * (batch / usual) ** power
+    if batch > usual and not math.isclose(lr, wanted, rel_tol=0.01):
+        log.info("%d images a step are %.3g times the paper's %d, which would want a learning rate "
+                 "of %.3g (%.3g times its %g); it stays at %g", batch, batch / usual, usual, wanted,
+                 wanted / usual_lr, usual_lr, lr)
+
+
 def init_trunk(model: Any, source: str) -> None:
     """Give `model` its initial trunk: "imagenet", "none" (random) or a checkpoint file.
 

@@ -59,14 +59,16 @@ def online_labels(logits: Tensor, present: Tensor, mode: str = "official") -> Te
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross entropy over the pixels that are not 255, 0 if there are none.
 
-    With several processes, the mean is over the pixels of all of them: gradients averaged over
-    processes are then those of one process with the whole batch.
+    With several processes, the sum over this one's pixels is divided by what its share of the
+    images has on average over all of them. Weighted by images, as `train_epoch` does, and averaged
+    over processes, the gradients are then those of one process with the whole batch.
     """
     total = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum")
     count = (labels != IGNORE).sum().to(total.dtype)
     if dist.is_initialized():
-        dist.all_reduce(count)
-        count /= dist.get_world_size()
+        everywhere = torch.stack((count, count.new_tensor(float(len(labels)))))
+        dist.all_reduce(everywhere)
+        count = everywhere[0] * len(labels) / everywhere[1]
     return total / count.clamp(min=1)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.voc import VOCDataset, collate
+from libs.config import Config
 from libs.deeplab import build
 from libs.experiment import Experiment
 from libs.init import initialise
@@ -24,7 +25,7 @@ from utils.engine import Batch, train_epoch
 from utils.loading import training_batches
 from utils.logging import get_logger
 from utils.runtime import now
-from utils.training import Training, named_groups
+from utils.training import Training, named_groups, suggest_lr
 
 log = get_logger()
 LABELS = "refined_pseudo_segmentation_labels"  # in the data root, as in the official project
@@ -56,6 +57,9 @@ def train(args: argparse.Namespace, experiment: Experiment) -> None:
     optimizer = torch.optim.SGD(
         named_groups(model.parameter_groups(), solver.LR, factors, decay),
         lr=solver.LR, momentum=solver.MOMENTUM)
+    usual = Config().SOLVER
+    suggest_lr(solver.BATCH_SIZE * solver.ITER_SIZE, usual.BATCH_SIZE * usual.ITER_SIZE, solver.LR,
+               usual.LR)
     scheduler = poly_schedule(optimizer, solver.ITER_MAX, solver.POLY_POWER, solver.LR_DECAY)
 
     training = Training(experiment.models, model, optimizer, scheduler,
