@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ from helpers import (
 from torch import nn
 from torch.optim.lr_scheduler import MultiStepLR
 
-from utils import engine
+from utils import engine, loading
 from utils.checkpoint import read
 from utils.files import UserError
 from utils.loading import DeviceBatches, ShuffledBatches, training_batches
@@ -395,6 +396,19 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     with pytest.raises(FloatingPointError, match="--lr"):
         training.end_epoch({"loss": 0.1})
     assert {path: path.read_bytes() for path in tmp_path.glob("*.pth")} == before
+
+
+def test_the_first_steps_foretell_the_time(monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(loading.log, "info", lambda text, *args: said.append(text % args))
+    clock = SimpleNamespace(monotonic=iter((100.0, 130.0)).__next__)
+    monkeypatch.setattr(loading, "time", clock)
+    order = ShuffledBatches(8, 2, seed=0, stretch=20)
+    batches = DeviceBatches(torch.utils.data.DataLoader(Figures(), batch_sampler=order), CPU)
+    batches.foretell = 30
+    assert len(list(batches)) == 20
+    assert said == ["3 s a batch: about 30 min in all, if validation takes none"]
+    assert len(list(batches)) == 20 and len(said) == 1  # said once
 
 
 def test_two_passes_never_have_the_same_order():

@@ -5,6 +5,7 @@ made. So the result depends neither on the number of processes or workers nor on
 """
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from utils.runtime import Runtime
 
 log = logging.getLogger("drs")
 Batch = dict[str, Any]
+WARM_UP, TIMED = 3, 10  # steps from which the time of a training is foretold
 
 
 class ShuffledBatches(Sampler[list[tuple[int, int]]]):
@@ -73,12 +75,14 @@ class DeviceBatches:
 
     Attributes:
         weight: what a mean over this process's images counts in the mean over processes.
+        foretell: how many epochs, from the one that comes next, the log is to say the time of.
     """
 
     def __init__(self, loader: DataLoader, runtime: Runtime) -> None:
         self.loader, self.device = loader, runtime.device
         self.dataset: Any = loader.dataset
         self.weight: float = getattr(loader.batch_sampler, "weight", 1.0)
+        self.foretell = 0
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -95,8 +99,16 @@ class DeviceBatches:
         log.info("dry run: would write %d images in %d batches to %s", todo, len(self), folder)
 
     def __iter__(self) -> Iterator[Batch]:
-        transform = self.dataset.transform
-        for batch in self.loader:
+        transform, start = self.dataset.transform, 0.0
+        for index, batch in enumerate(self.loader):
+            if self.foretell and index == WARM_UP:
+                start = time.monotonic()
+            elif self.foretell and index == WARM_UP + TIMED:
+                each = (time.monotonic() - start) / TIMED
+                minutes = each * len(self) * self.foretell / 60
+                log.info("%.2g s a batch: about %s in all, if validation takes none", each,
+                         f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h")
+                self.foretell = 0
             batch = {name: value.to(self.device, non_blocking=True)
                      if isinstance(value, torch.Tensor) else value
                      for name, value in batch.items()}

@@ -186,6 +186,7 @@ class Training:
                 self._write_figures()
         if done >= total:
             log.info("nothing to do: all %d are done", total)
+        batches.foretell = total - done
         writer = self._writer = ScalarWriter(self.folder / "tensorboard", self.runtime.main)
         try:
             for epoch in range(done + 1, total + 1):
