@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from utils.files import UserError
+from utils.threads import cores
 
 log = logging.getLogger("drs")
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
@@ -132,9 +133,7 @@ class Runtime:
     @property
     def cores(self) -> int:
         """The CPU cores that this process has for itself."""
-        there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") \
-            else os.cpu_count() or 1
-        return max(1, there // self.world)
+        return max(1, cores() // self.world)
 
     def describe(self) -> str:
         """Device, processes and precision in words."""
