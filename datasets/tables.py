@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from datasets.lists import NO_CLASS
+from datasets.pictures import printable
 from datasets.source import Source
 from utils.files import UserError, read_text
 
@@ -64,10 +65,11 @@ def columns(names: Iterable[str], where: str) -> tuple[str, str]:
         UserError: one of them is missing.
     """
     by_lower = {name.strip().lower(): name for name in names}
+    listed = printable(", ".join(by_lower))[:200]
     image = next((by_lower[name] for name in IMAGE_COLUMNS if name in by_lower), None)
     if image is None:
         raise UserError(f"{where}: no column for the image (called {', '.join(IMAGE_COLUMNS[:5])} "
-                        f"or the like) among {', '.join(by_lower)[:200]}")
+                        f"or the like) among {listed}")
     label = next((by_lower[name] for name in LABEL_COLUMNS if name in by_lower), None)
     others = [name for lower, name in by_lower.items()
               if name != image and lower and lower not in OTHER_COLUMNS]
@@ -75,7 +77,7 @@ def columns(names: Iterable[str], where: str) -> tuple[str, str]:
         label = others[0]
     if label is None:
         raise UserError(f"{where}: no column for the classes (called {', '.join(LABEL_COLUMNS[:4])}"
-                        f" or the like) among {', '.join(by_lower)[:200]}")
+                        f" or the like) among {listed}")
     return image, label
 
 

@@ -42,6 +42,8 @@ def run(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The longer version of the crash tests."""
+    """The longer versions of the tests that break things."""
+    parser.addoption("--mutations", type=int, default=1, metavar="N",
+                     help="try N times as many damaged files")
     parser.addoption("--every-crash-point", action="store_true",
                      help="interrupt stages at every file operation, with every signal")

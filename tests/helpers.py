@@ -2,8 +2,11 @@
 
 import importlib
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -57,3 +60,22 @@ def files_below(folder: Path) -> set[str]:
     """The files below a folder, relative to it, logs left out."""
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")
             if path.is_file() and "logs" not in path.parts}
+
+
+class Late(BaseException):
+    """No `Exception`, so that nobody takes it for an error of a file."""
+
+
+@contextmanager
+def soon(seconds: int = 20) -> Iterator[None]:
+    """Fail if the block has not ended by then."""
+    def late(*_: object) -> None:
+        raise Late(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)

@@ -2,16 +2,16 @@
 
 import io
 import os
-import signal
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import soon
 from PIL import Image
 
 from datasets import pictures
@@ -21,25 +21,6 @@ from datasets.pictures import find_pictures
 from labelling.labels import read_label, save_label
 from labelling.maps import load_maps
 from utils.files import UserError
-
-
-class Late(BaseException):
-    """No `Exception`, so that nobody takes it for an error of a file."""
-
-
-@contextmanager
-def soon(seconds: int = 20) -> Iterator[None]:
-    """Fail if the block has not ended by then."""
-    def late(*_: object) -> None:
-        raise Late(f"not done after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def message(function: Callable, *args: object) -> str:

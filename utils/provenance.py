@@ -36,9 +36,9 @@ class Record:
         classes: class names, in the order of their indices.
         inputs: name of a checkpoint or upstream folder -> digest of its content.
         images: image id -> what belongs to it: "labels" (class indices), sizes of files in bytes.
-        validation: the same of the images by which a training chooses its best checkpoint.
         made: when, by which command and versions; takes no part in comparisons.
         places: where each input was found; for the reader, takes no part in comparisons either.
+        validation: as `images`, those by which a training chooses its best checkpoint.
     """
 
     stage: str
@@ -46,9 +46,9 @@ class Record:
     classes: list[str]
     inputs: dict[str, str] = field(default_factory=dict)
     images: dict[str, dict[str, Any]] = field(default_factory=dict)
-    validation: dict[str, dict[str, Any]] = field(default_factory=dict)
     made: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
+    validation: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         # As JSON would give it back: tuples are lists, paths are text.
@@ -122,7 +122,7 @@ class Record:
             UserError: it is none.
         """
         parts = {"stage": str, "options": dict, "classes": list, "inputs": dict, "images": dict,
-                 "validation": dict, "made": dict, "places": dict}
+                 "made": dict, "places": dict, "validation": dict}
         if isinstance(value, Mapping):
             value = {"validation": {}, **value}  # older records did not have it
         if (not isinstance(value, Mapping) or value.keys() != parts.keys()

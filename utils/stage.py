@@ -127,7 +127,8 @@ def explain(error: BaseException) -> str | None:
     text = str(error).strip()
     if isinstance(error, UserError):
         # A data loading process wraps the message in its traceback: keep the message.
-        return text.rpartition("UserError: ")[2].strip()
+        # And one line it is, whatever a name from outside may hold.
+        return " ".join(text.rpartition("UserError: ")[2].splitlines()).strip()
     if isinstance(error, FloatingPointError):
         return text
     if type(error).__name__ == "OutOfMemoryError":  # torch's; it may not be imported here
