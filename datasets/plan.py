@@ -71,15 +71,7 @@ def plan(args: argparse.Namespace) -> tuple[dict[str, object], list[str]]:
                 f"{settings['REFINE_EPOCHS']} of the refinement, {settings['ITERATIONS']} "
                 f"iterations of DeepLab on {len(train):,} images"
                 + (" (--quick: a first look, not a result)" if args.quick else ""))
-    made = args.run_dir / "saliency"
-    if complete(root, root.saliency_dir, train):
-        settings["BACKGROUND"] = "saliency"
-    elif complete(root, made, train):
-        settings |= {"BACKGROUND": "saliency", "SALIENCY_DIR": made}
-    else:
-        settings["BACKGROUND"] = "crf"
-        said.append("background: by a CRF, for lack of saliency maps; labels are better with them "
-                    "(python make_saliency.py)")
+    settings |= background(args, root, train, said)
     scored = root.entries("train", labels=False) if root.has_list("train") else train
     if complete(root, root.mask_dir, scored):
         settings["SCORED"] = "train" if root.has_list("train") else settings["LIST"]
@@ -102,6 +94,24 @@ def plan(args: argparse.Namespace) -> tuple[dict[str, object], list[str]]:
     return settings, said
 
 
+def background(args: argparse.Namespace, root: DataRoot, train: list[Entry], said: list[str]
+               ) -> dict[str, object]:
+    """Where the background cue comes from: what is asked for, else saliency maps where they are."""
+    made = args.run_dir / "saliency"
+    if args.background in ("threshold", "crf"):
+        return {"BACKGROUND": args.background}
+    if complete(root, root.saliency_dir, train):
+        return {"BACKGROUND": "saliency"}
+    if complete(root, made, train):
+        return {"BACKGROUND": "saliency", "SALIENCY_DIR": made}
+    if args.background == "saliency":
+        said.append(f"saliency maps: will be made by make_saliency.py, into {made}")
+        return {"BACKGROUND": "saliency", "SALIENCY_DIR": made, "MAKE_SALIENCY": "yes"}
+    said.append("background: by a CRF, for lack of saliency maps; labels are better with them "
+                "(--background saliency)")
+    return {"BACKGROUND": "crf"}
+
+
 def write_list(path: Path, entries: list[Entry]) -> None:
     """Write an image list with class indices."""
     lines = [f"{entry.id}\t{' '.join(map(str, entry.labels or ())) or '-'}\n" for entry in entries]
@@ -118,6 +128,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help=f"train {QUICK} times shorter")
     parser.add_argument("--val-share", type=positive_unit, metavar="SHARE", help="to hold out")
     parser.add_argument("--seed", type=seed, default=0)
+    parser.add_argument("--background", choices=("saliency", "threshold", "crf"),
+                        help="the cue (default: saliency maps where they are, else crf)")
     parser.add_argument("--init", default="imagenet", help="as of the trainings")
     return parser.parse_args(argv)
 

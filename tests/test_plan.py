@@ -44,9 +44,19 @@ def test_photos_without_masks_and_saliency(own_demo):
     settings, said = settings_of(own_demo, "--init", "none")
     assert settings["BACKGROUND"] == "crf" and not {"SCORED", "VAL"} & settings.keys()
     assert settings["INIT_MODEL"] == "none" and settings["ONLINE_LABEL"] == "off"
-    for words in ("scores of the labels", "DeepLab's scores", "make_saliency.py"):
+    for words in ("scores of the labels", "DeepLab's scores", "--background saliency"):
         assert words in said
     assert "download" not in said  # no advice for VOC in someone's photos
+
+
+def test_the_background_cue_can_be_chosen(own_demo):
+    assert settings_of(own_demo, "--background", "threshold")[0]["BACKGROUND"] == "threshold"
+    assert "MAKE_SALIENCY" not in settings_of(own_demo, "--background", "saliency")[0]
+    shutil.rmtree(own_demo / "saliency_map")
+    settings, said = settings_of(own_demo, "--background", "saliency")
+    assert settings["BACKGROUND"] == "saliency" and settings["MAKE_SALIENCY"] == "yes"
+    assert settings["SALIENCY_DIR"] == own_demo.parent / "run" / "saliency"
+    assert "make_saliency.py" in said
 
 
 def test_a_share_is_held_out_by_the_seed(own_demo):
