@@ -52,7 +52,7 @@ def predict(args: argparse.Namespace, experiment: Experiment) -> None:
         save_label(args.output_dir / f"{sample['id']}.png", label)
     runtime.barrier()
     if runtime.main:
-        log.info("wrote %s", write_index(args.output_dir, list(by_id.values()), classes))
+        write_index(args.output_dir, list(by_id.values()), classes)
     report_failures(errors, len(todo), runtime)
 
 
