@@ -4,6 +4,7 @@ Also `open_regular`, which reads from outside without ever waiting for a pipe or
 """
 
 import errno
+import glob
 import json
 import os
 import shutil
@@ -110,8 +111,32 @@ def sweep(folder: Path) -> None:
             path.unlink()
 
 
+def sweep_for(path: Path) -> None:
+    """Remove what processes that are gone left of `path`; its folder need not be locked."""
+    before, after = f".{path.stem}.", f".tmp{path.suffix}"
+    for tmp in path.parent.glob(f"{glob.escape(before)}*{glob.escape(after)}"):
+        writer = tmp.name.removeprefix(before).partition("-")[0]
+        if writer.isdecimal() and not _lives(int(writer)):
+            with suppress(OSError):
+                tmp.unlink()
+
+
+def _lives(process: int) -> bool:
+    """Whether a process of this number runs here, or cannot be told not to."""
+    if os.name != "posix":  # there, asking would end it
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        pass
+    return True
+
+
 def write_json(path: str | os.PathLike, value: object) -> None:
     """Write `value` as indented JSON, atomically."""
+    sweep_for(Path(path))
     with atomic_write(path) as tmp:
         tmp.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
 

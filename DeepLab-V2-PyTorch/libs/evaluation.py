@@ -55,6 +55,8 @@ def evaluate(args: argparse.Namespace, experiment: Experiment) -> None:
     if args.labels_dir is not None and runtime.main:
         hold(output_folder(args.labels_dir, "--labels-dir"))
         outputs.renew(args.labels_dir, record, args.overwrite)
+    if saving and runtime.main:
+        hold(output_folder(store.folder, "EXP.OUTPUT_DIR"))
     runtime.barrier()
     names = ["background", *root.classes]
     matrix, per_image = score(segment(stream, crf), len(names), args.labels_dir)

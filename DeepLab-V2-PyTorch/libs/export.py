@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from libs.deeplab import MultiScale
 from libs.transforms import normalize
-from utils.files import UserError, atomic_write
+from utils.files import UserError, atomic_write, sweep_for
 
 OPSET = 17  # has every operator needed here; runtimes since 2022 know it
 TRACED_SIZE = (2, 3, 65, 97)  # of the image that the network is traced with
@@ -73,6 +73,7 @@ def export_onnx(model: MultiScale, path: Path, classes: Sequence[str], mean: Seq
         raise UserError("exporting needs the package onnx: pip install onnx") from error
     network = _Probabilities(copy.deepcopy(model), mean).cpu().float().eval()
     axes = {0: "batch", 2: "height", 3: "width"}
+    sweep_for(path)
     with atomic_write(path) as tmp:
         with warnings.catch_warnings(), torch.no_grad():
             # PyTorch's default since 2.9, by torch.export, needs a package more (onnxscript).

@@ -123,8 +123,7 @@ class LogitStore:
         self.made_from = provenance.Record(**{**made_from.plain(), "options": options})
 
     def record(self, stream: Iterable[tuple[Sample, Tensor]]) -> Iterator[tuple[Sample, Tensor]]:
-        """Pass the stream on, storing its logits on the way."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Pass the stream on, storing its logits in the folder on the way."""
         (self.folder / provenance.RECORD).unlink(missing_ok=True)
         for sample, logits in stream:
             with atomic_write(self.folder / f"{sample['id']}.npz") as tmp:

@@ -17,7 +17,7 @@ from libs.inference import run_network, segment
 from libs.transforms import Inference, nearest
 from reporting.predictions import write_index
 from utils import outputs, provenance
-from utils.files import output_folder
+from utils.files import output_folder, sweep
 from utils.loading import inference_batches
 from utils.logging import get_logger
 from utils.runtime import now
@@ -45,6 +45,9 @@ def predict(args: argparse.Namespace, experiment: Experiment) -> None:
     if args.dry_run:
         return batches.dry_run(len(todo), args.output_dir)
     overlays = output_folder(args.output_dir / "overlays")
+    if runtime.main:
+        sweep(overlays)
+    runtime.barrier()
     errors: list[str] = []
     for sample, label in segment(run_network(model, batches, runtime, "predict", errors), crf):
         small = nearest(label, sample["pixels"].shape[:2])
