@@ -134,7 +134,7 @@ class Runtime:
         """The CPU cores that this process has for itself."""
         there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") \
             else os.cpu_count() or 1
-        return max(1, there // self.world)
+        return max(1, there // int(os.environ.get("LOCAL_WORLD_SIZE", self.world)))
 
     def describe(self) -> str:
         """Device, processes and precision in words."""
