@@ -16,6 +16,9 @@ With it, it is the paper's run on a VOC 2012 folder, or as much of it as your ow
   --stages LIST       comma-separated stages to run, in this order (default: all of them):
                       data,cam,drs,maps,refine,labels,evaluate,deeplab,report
   --gpus N            processes, one a GPU (default: 1); on a machine without a GPU, CPU processes
+  --nodes M           machines; the same command is given on each (docs/cluster.md; default: 1)
+  --rdzv HOST:PORT    with --nodes: where they meet, one of them and a free port on it
+  --max-restarts N    times that failed processes are started again (default: 0)
   --seed N            of the demo data and of all trainings (default: 0)
   --overwrite         start over: do every stage again
   --quick             with --data-root: a first look, with trainings a twentieth as long
@@ -34,13 +37,13 @@ fail() {
 }
 
 ALL_STAGES=data,cam,drs,maps,refine,labels,evaluate,deeplab,report
-DATA_ROOT="" RUN_DIR="" STAGES=$ALL_STAGES GPUS=1 SEED=0 OVERWRITE=() PLAN=() INIT=imagenet TRAIN_ARGS=()
+DATA_ROOT="" RUN_DIR="" STAGES=$ALL_STAGES GPUS=1 NODES=1 RDZV="" RESTARTS=0 SEED=0 OVERWRITE=() PLAN=() INIT=imagenet TRAIN_ARGS=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --help|-h) usage; exit 0 ;;
         --overwrite) OVERWRITE=(--overwrite); shift; continue ;;
         --quick) PLAN+=(--quick); shift; continue ;;
-        --data-root|--run-dir|--stages|--gpus|--seed|--init|--val-share|--train-args)
+        --data-root|--run-dir|--stages|--gpus|--nodes|--rdzv|--max-restarts|--seed|--init|--val-share|--train-args)
             [ $# -ge 2 ] || fail "$1 needs a value" ;;
         *) usage >&2; fail "unknown option $1" ;;
     esac
@@ -51,6 +54,9 @@ while [ $# -gt 0 ]; do
             if [ "$1" = --run-dir ]; then RUN_DIR="$path"; else DATA_ROOT="$path"; fi ;;
         --stages) STAGES="$2" ;;
         --gpus) GPUS="$2" ;;
+        --nodes) NODES="$2" ;;
+        --rdzv) RDZV="$2" ;;
+        --max-restarts) RESTARTS="$2" ;;
         --seed) SEED="$2" ;;
         --init) INIT="$2" ;;
         --train-args) read -ra TRAIN_ARGS <<<"$2" ;;
@@ -59,6 +65,12 @@ while [ $# -gt 0 ]; do
     shift 2
 done
 [[ "$GPUS" =~ ^[1-9][0-9]*$ ]] || fail "--gpus must be a number from 1, got '$GPUS'"
+[[ "$NODES" =~ ^[1-9][0-9]*$ ]] || fail "--nodes must be a number from 1, got '$NODES'"
+[[ "$RESTARTS" =~ ^[0-9]+$ ]] || fail "--max-restarts must be a number, got '$RESTARTS'"
+[ "$NODES" -eq 1 ] || [ -n "$RDZV" ] ||
+    fail "--nodes $NODES needs --rdzv HOST:PORT: one of the machines, and a free port on it"
+[ -z "$RDZV" ] || [[ "$RDZV" =~ ^[^:]+:[0-9]{1,5}$ ]] || fail "--rdzv must be HOST:PORT, got '$RDZV'"
+[ -z "$RDZV" ] || [ "$NODES" -gt 1 ] || fail "--rdzv is for --nodes 2 or more"
 [[ "$SEED" =~ ^[0-9]+$ ]] || fail "--seed must be a number, got '$SEED'"
 for stage in ${STAGES//,/ }; do
     [[ ",$ALL_STAGES," == *",$stage,"* ]] || fail "--stages: no stage '$stage'; there are $ALL_STAGES"
@@ -111,21 +123,39 @@ fi
 
 COMMON=(--data-root "$DATA_ROOT" --run-dir "$RUN_DIR" "${OVERWRITE[@]}")
 
-# share ARGS...: how many processes a stage may have. A training's can be no more than a batch has
-# images; the result does not depend on their number.
+# share ARGS...: how many processes a stage may have on each machine. A training's can be no more
+# than a batch has images; the result does not depend on their number.
 share() {
-    local word before="" batch="$GPUS"
+    local word before="" batch=$((GPUS * NODES))
     for word in "$@"; do
         [ "$before" != --batch-size ] || batch="$word"
         [[ "$word" != SOLVER.BATCH_SIZE=* ]] || batch="${word#*=}"
         before="$word"
     done
-    if [[ "$batch" =~ ^[1-9][0-9]*$ ]] && [ "$batch" -lt "$GPUS" ]; then
-        echo "$batch of $GPUS processes, for a batch has $batch images (--batch-size)" >&2
-        echo "$batch"
+    if [[ "$batch" =~ ^[1-9][0-9]*$ ]] && [ "$batch" -lt $((GPUS * NODES)) ]; then
+        [ "$batch" -ge "$NODES" ] || fail "$NODES machines cannot share a batch of $batch images"
+        echo "$((batch / NODES)) of $GPUS processes a machine: a batch has $batch images" >&2
+        echo $((batch / NODES))
     else
         echo "$GPUS"
     fi
+}
+
+# together PROCESSES ARGS...: torchrun, on all machines. Each time under a name of its own, so that
+# no machine meets one that is elsewhere in the chain.
+CALLS=0
+together() {
+    local processes="$1" meeting=(--standalone)
+    CALLS=$((CALLS + 1))
+    [ "$NODES" -eq 1 ] || meeting=(--nnodes "$NODES" --rdzv-backend c10d --rdzv-endpoint "$RDZV"
+                                   --rdzv-id "drs-$CALLS")
+    python -m utils.torchrun "${meeting[@]}" --nproc-per-node "$processes" \
+        --max-restarts "$RESTARTS" "${@:2}"
+}
+
+# once ARGS...: python, on one of the machines, while the others wait.
+once() {
+    if [ "$NODES" -gt 1 ]; then together 1 -m utils.once "$@"; else python "$@"; fi
 }
 
 # run SCRIPT ARGS...: one stage's script, in as many processes as asked for.
@@ -133,8 +163,8 @@ run() {
     printf '\n== %s\n' "$*"
     local processes
     processes="$(share "$@")"
-    if [ "$processes" -gt 1 ]; then
-        python -m utils.torchrun --standalone --nproc-per-node "$processes" "$@"
+    if [ $((processes * NODES)) -gt 1 ]; then
+        together "$processes" "$@"
     else
         python "$@"
     fi
@@ -143,12 +173,12 @@ run() {
 # score NAME ARGS...: mIoU, precision and recall of a folder, kept for the report.
 score() {
     printf '\n== scores: %s\n' "$1"
-    python evaluate.py "${COMMON[@]}" --list "$SCORED" --name "$@"
+    once evaluate.py "${COMMON[@]}" --list "$SCORED" --name "$@"
 }
 
 stage_data() {
     if [ "$CONFIG" = demo.yaml ]; then
-        python -m datasets.synthetic "$DATA_ROOT" "${DEMO_DATA[@]}" "${OVERWRITE[@]}"
+        once -m datasets.synthetic "$DATA_ROOT" "${DEMO_DATA[@]}" "${OVERWRITE[@]}"
     else # better now than after hours of training
         run train_drs.py "${COMMON[@]}" "${DRS[@]}" --init "$INIT" --dry-run
     fi
@@ -210,7 +240,7 @@ stage_deeplab() { # DeepLab-V2 trained on the pseudo labels, scored on val witho
 }
 
 stage_report() { # the table, the pictures, and the page to explore
-    python report.py "${COMMON[@]}" --list "${SCORED:-$LIST}" --val-list "${VAL:-$LIST}"
+    once report.py "${COMMON[@]}" --list "${SCORED:-$LIST}" --val-list "${VAL:-$LIST}"
 }
 
 STAGE="" TIMES=""

@@ -53,7 +53,8 @@ def main(args: argparse.Namespace) -> None:
     model: RefineNet = runtime.move(RefineNet(len(root.classes), args.width, args.batch_norm))
     optimizer = torch.optim.Adam(
         named_groups(model.parameter_groups(), args.lr, LR_FACTORS, args.weight_decay), lr=args.lr)
-    suggest_lr(args.batch_size, args.defaults["batch_size"], args.lr, args.defaults["lr"], power=0.5)
+    suggest_lr(args.batch_size, args.defaults["batch_size"], args.lr, args.defaults["lr"],
+               power=0.5)
     scheduler = MultiStepLR(optimizer, [epoch - 1 for epoch in args.milestones])
 
     training = Training(args.output_dir, model, optimizer, scheduler,

@@ -455,7 +455,8 @@ def test_processes_share_each_batch(world):
     (5, 1e-3, 1, None), (40, 4e-3, 1, None)])
 def test_a_larger_batch_has_its_learning_rate_suggested(monkeypatch, batch, lr, power, wanted):
     lines = []
-    monkeypatch.setattr("utils.training.log.info", lambda text, *values: lines.append(text % values))
+    monkeypatch.setattr("utils.training.log.info",
+                        lambda text, *values: lines.append(text % values))
     suggest_lr(batch, 10, lr, 1e-3, power)
     assert len(lines) == (wanted is not None)
     if wanted:

@@ -133,7 +133,7 @@ class Runtime:
     @property
     def cores(self) -> int:
         """The CPU cores that this process has for itself."""
-        return max(1, cores() // self.world)
+        return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", self.world)))
 
     def describe(self) -> str:
         """Device, processes and precision in words."""

@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils import nodes
 from utils.files import UserError, output_folder, sweep, write_json
 from utils.logging import setup_logging
 
@@ -21,8 +22,8 @@ if TYPE_CHECKING:  # torch takes seconds to import: not for --help
     from utils.runtime import Runtime
 
 log = logging.getLogger("drs")
-LOCK = ".lock"
-ERROR_FILE = "DRS_ERROR_FILE"  # environment variable, see `fail`
+LOCK, HOLDER = ".lock", ".lock.holder"
+ERROR_FILE = "DRS_ERROR_FILE"  # environment variable, see `error_file`
 TERMINATED = 128 + signal.SIGTERM
 
 
@@ -58,6 +59,8 @@ def launch(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     setup_logging()
     alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    if not alone:
+        nodes.end_with_parent()
     # One of several may wait in a collective, where no handler runs: it ends at once instead.
     handlers: dict[int, Any] = {signal.SIGTERM: _interrupt if alone else signal.SIG_DFL}
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored
@@ -72,6 +75,8 @@ def launch(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         message = explain(error)
+        if message is None and (message := nodes.lost_connection(error)):
+            nodes.let_the_dead_go()
         if _another_failed_first():
             sys.exit(1)  # a broken connection is only what this process saw of it
         if message is None:  # a fault of ours keeps its traceback
@@ -105,13 +110,21 @@ def at_end(tidy: Callable[[], None]) -> None:
 
 
 def _another_failed_first() -> bool:
-    return os.path.isfile(os.environ.get(ERROR_FILE, ""))
+    path = error_file()
+    return path is not None and path.is_file()
+
+
+def error_file() -> Path | None:
+    """Where the first process to fail leaves its line under `utils.torchrun`; a file for each
+    restart of the processes, so that what a restart has mended is not reported."""
+    start = os.environ.get(ERROR_FILE)
+    return Path(f"{start}{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}") if start else None
 
 
 def fail(line: str) -> None:
     """End with an error of one line. Under `utils.torchrun` the first process to fail hands its
     line over, to be printed once, after all else."""
-    handed_over = os.environ.get(ERROR_FILE)
+    handed_over = error_file()
     if handed_over is None:
         sys.exit(line)
     try:
@@ -163,15 +176,20 @@ def open_output(runtime: "Runtime", logs: Path | None, name: str, options: Mappi
                 folders: Iterable[Path]) -> None:
     """Lock output folders, log to LOGS/NAME.log, print and record what runs, where, with what.
 
+    Several machines must agree on code and options, and see the first one's locks.
+
     Args:
         logs: None: nothing is written.
         name: of the stage's files in `logs`.
         folders: the output folders; made, locked and swept of what a killed process left there.
     """
+    folders = list(folders)
+    nodes.require_same(runtime, options)
     if runtime.main:
         for folder in folders:
             hold(output_folder(folder))
     runtime.barrier()
+    nodes.require_shared(runtime, [folder / HOLDER for folder in folders])
     if logs is not None:
         output_folder(logs, "--run-dir")
     setup_logging(logs and logs / f"{name}.log", runtime.main)
