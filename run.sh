@@ -24,6 +24,8 @@ With it, it is the paper's run on a VOC 2012 folder, or as much of it as your ow
   --quick             with --data-root: a first look, with trainings a twentieth as long
   --init WHAT         with --data-root: initial weights, imagenet (default), none or a checkpoint
   --train-args "..."  with --data-root: further options of the trainings, as train_drs.py takes them
+  --background CUE    with --data-root: saliency (made by make_saliency.py where there is none),
+                      threshold or crf (default: saliency where the maps are there, else crf)
   --val-share SHARE   with --data-root: hold out this share of the images, chosen by the seed
   --help              this text
 
@@ -43,7 +45,7 @@ while [ $# -gt 0 ]; do
         --help|-h) usage; exit 0 ;;
         --overwrite) OVERWRITE=(--overwrite); shift; continue ;;
         --quick) PLAN+=(--quick); shift; continue ;;
-        --data-root|--run-dir|--stages|--gpus|--nodes|--rdzv|--max-restarts|--seed|--init|--val-share|--train-args)
+        --data-root|--run-dir|--stages|--gpus|--nodes|--rdzv|--max-restarts|--seed|--init|--val-share|--background|--train-args)
             [ $# -ge 2 ] || fail "$1 needs a value" ;;
         *) usage >&2; fail "unknown option $1" ;;
     esac
@@ -60,7 +62,7 @@ while [ $# -gt 0 ]; do
         --seed) SEED="$2" ;;
         --init) INIT="$2" ;;
         --train-args) read -ra TRAIN_ARGS <<<"$2" ;;
-        --val-share) PLAN+=(--val-share "$2") ;;
+        --val-share|--background) PLAN+=("$1" "$2") ;;
     esac
     shift 2
 done
@@ -84,7 +86,7 @@ if [ -n "$DATA_ROOT" ]; then
     RUN_DIR="${RUN_DIR:-runs/$(basename "$(realpath -m "$DATA_ROOT")")}"
     CONFIG=voc12.yaml
     # What there is, and what can be done with it. SCORED: the images whose pseudo labels are scored.
-    LIST="" VAL="" SCORED="" BACKGROUND="" SALIENCY_DIR="" BATCH="" EPOCHS="" MILESTONES=""
+    LIST="" VAL="" SCORED="" BACKGROUND="" SALIENCY_DIR="" MAKE_SALIENCY="" BATCH="" EPOCHS="" MILESTONES=""
     REFINE_EPOCHS="" REFINE_MILESTONES="" ITERATIONS="" INIT_MODEL="" ONLINE_LABEL=""
     settings="$(python -m datasets.plan "$DATA_ROOT" --run-dir "$RUN_DIR" --seed "$SEED" \
         --init "$INIT" "${PLAN[@]}")" || exit 1
@@ -180,6 +182,7 @@ stage_data() {
     if [ "$CONFIG" = demo.yaml ]; then
         once -m datasets.synthetic "$DATA_ROOT" "${DEMO_DATA[@]}" "${OVERWRITE[@]}"
     else # better now than after hours of training
+        [ -z "$MAKE_SALIENCY" ] || run make_saliency.py "${COMMON[@]}" --list "$LIST"
         run train_drs.py "${COMMON[@]}" "${DRS[@]}" --init "$INIT" --dry-run
     fi
 }

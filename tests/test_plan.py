@@ -69,6 +69,17 @@ def test_a_share_is_held_out_by_the_seed(own_demo):
     assert sorted(path for path in own_demo.rglob("*")) == before  # nothing written there
 
 
+@pytest.mark.skipif((ROOT / "checkpoints" / "u2net.onnx").exists(), reason="u2net.onnx is here")
+def test_saliency_maps_are_made_before_all_else(own_demo):
+    shutil.rmtree(own_demo / "saliency_map")
+    done = subprocess.run(
+        ["bash", str(ROOT / "run.sh"), "--data-root", str(own_demo), "--background", "saliency",
+         "--init", "none", "--run-dir", str(own_demo.parent / "run"), "--stages", "data"],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1 and "== make_saliency.py" in done.stdout
+    assert done.stderr.splitlines()[-1].startswith("error: ") and "u2net" in done.stderr
+
+
 @pytest.mark.slow
 def test_the_chain_on_a_folder_of_photos(demo, tmp_path):
     """One subfolder per class, nothing else: labels, a segmentation network, the page."""
