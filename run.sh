@@ -84,17 +84,16 @@ setup_environment requirements.txt
 # Settings of the two runs. What is not set here has the paper's value as its default.
 if [ -n "$DATA_ROOT" ]; then
     RUN_DIR="${RUN_DIR:-runs/$(basename "$(realpath -m "$DATA_ROOT")")}"
-    CONFIG=voc12.yaml
     # What there is, and what can be done with it. SCORED: the images whose pseudo labels are scored.
     LIST="" VAL="" SCORED="" BACKGROUND="" SALIENCY_DIR="" MAKE_SALIENCY="" BATCH="" EPOCHS="" MILESTONES=""
-    REFINE_EPOCHS="" REFINE_MILESTONES="" ITERATIONS="" INIT_MODEL="" ONLINE_LABEL=""
+    REFINE_EPOCHS="" REFINE_MILESTONES="" ITERATIONS="" INIT_MODEL="" ONLINE_LABEL="" SIDE="" CONFIG=""
     settings="$(python -m datasets.plan "$DATA_ROOT" --run-dir "$RUN_DIR" --seed "$SEED" \
         --init "$INIT" "${PLAN[@]}")" || exit 1
     while read -r name value; do
         printf -v "$name" '%s' "$value"
     done <<<"$settings"
-    TRAIN=(--list "$LIST" --seed "$SEED" --batch-size "$BATCH" --background "$BACKGROUND"
-           ${SALIENCY_DIR:+--saliency-dir "$SALIENCY_DIR"})
+    TRAIN=(--list "$LIST" --seed "$SEED" --batch-size "$BATCH" --image-size "$SIDE"
+           --background "$BACKGROUND" ${SALIENCY_DIR:+--saliency-dir "$SALIENCY_DIR"})
     [ "$SCORED" = train ] && [ "$BACKGROUND" = saliency ] || TRAIN+=(--val-list none)
     TRAIN+=("${TRAIN_ARGS[@]}")
     read -ra steps <<<"$MILESTONES"
@@ -179,7 +178,7 @@ score() {
 }
 
 stage_data() {
-    if [ "$CONFIG" = demo.yaml ]; then
+    if [ -n "${DEMO_DATA+x}" ]; then
         once -m datasets.synthetic "$DATA_ROOT" "${DEMO_DATA[@]}" "${OVERWRITE[@]}"
     else # better now than after hours of training
         [ -z "$MAKE_SALIENCY" ] || run make_saliency.py "${COMMON[@]}" --list "$LIST"
@@ -188,7 +187,7 @@ stage_data() {
 }
 
 stage_cam() { # the baseline that DRS is compared with; in the demo, first the stand-in for ImageNet
-    if [ "$CONFIG" = demo.yaml ]; then
+    if [ -n "${DEMO_DATA+x}" ]; then
         run train_drs.py "${COMMON[@]}" "${PRETRAIN[@]}" --list single --drs none --init none \
             --output-dir "$RUN_DIR/pretrain"
     fi

@@ -6,12 +6,16 @@ lines `NAME VALUE` on stdout; with a share to hold out, two lists in RUN_DIR/lis
 The paper trains 15 and 30 epochs and 20,000 iterations on 10,582 images. On n images it is
 sqrt(10,582 / n) times as many epochs: half as many steps on a quarter of the images, each of which
 is seen twice as often. The learning rate falls at a third and two thirds of them, as in the paper.
+A first look (--quick) takes a twentieth of that; without a GPU a fortieth, on small images, and
+with the small DeepLab of the demo, whose images and iterations cost a fortieth as well.
 """
 
 import argparse
 import math
 import sys
 from pathlib import Path
+
+import torch
 
 from datasets.layout import DataRoot, Entry
 from datasets.lists import split
@@ -23,13 +27,14 @@ from utils.stage import launch
 PAPER_IMAGES, EPOCHS, REFINE_EPOCHS, ITERATIONS = 10_582, 15, 30, 20_000
 MAX_EPOCHS = 300
 QUICK = 20  # times shorter, for a first look
+SIDE, SMALL_SIDE, SMALL_ITERATIONS = 320, 160, 200  # the latter two for a first look without a GPU
 BATCH = 10
 COCO_WEIGHTS = Path("checkpoints/deeplabv1_resnet101-coco.pth")
 
 
-def schedule(images: int, quick: bool) -> dict[str, object]:
+def schedule(images: int, shorter: int = 1) -> dict[str, object]:
     """Epochs, milestones and iterations for so many images; see the top of the file."""
-    factor = math.sqrt(PAPER_IMAGES / images) / (QUICK if quick else 1)
+    factor = math.sqrt(PAPER_IMAGES / images) / shorter
     settings: dict[str, object] = {"BATCH": min(BATCH, images)}
     for name, paper in (("", EPOCHS), ("REFINE_", REFINE_EPOCHS)):
         epochs = min(MAX_EPOCHS, max(2, round(paper * factor)))
@@ -37,7 +42,7 @@ def schedule(images: int, quick: bool) -> dict[str, object]:
         settings[f"{name}EPOCHS"] = epochs
         # Epochs are counted from 1, and the rate falls at the start of a milestone.
         settings[f"{name}MILESTONES"] = f"{max(2, round(third))} {max(3, round(2 * third))}"
-    iterations = ITERATIONS * math.sqrt(images / PAPER_IMAGES) / (QUICK if quick else 1)
+    iterations = ITERATIONS * math.sqrt(images / PAPER_IMAGES) / shorter
     settings["ITERATIONS"] = max(20, round(iterations, -1))
     return settings
 
@@ -66,7 +71,13 @@ def plan(args: argparse.Namespace) -> tuple[dict[str, object], list[str]]:
         said.append(f"held out: {len(held)} images by seed {args.seed}")
     elif root.has_list("val"):
         settings["VAL"] = "val"
-    settings |= schedule(len(train), args.quick)
+    small = args.quick and not torch.cuda.is_available()
+    settings |= schedule(len(train), 2 * QUICK if small else QUICK if args.quick else 1)
+    settings |= {"SIDE": SIDE, "CONFIG": "voc12.yaml"}
+    if small:
+        settings |= {"SIDE": SMALL_SIDE, "CONFIG": "demo.yaml", "ITERATIONS": SMALL_ITERATIONS}
+        said.append(f"there is no GPU: --quick takes images of {SMALL_SIDE} pixels and the demo's "
+                    "small DeepLab")
     said.append(f"trainings: {settings['EPOCHS']} epochs of the classifier, "
                 f"{settings['REFINE_EPOCHS']} of the refinement, {settings['ITERATIONS']} "
                 f"iterations of DeepLab on {len(train):,} images"
@@ -83,7 +94,7 @@ def plan(args: argparse.Namespace) -> tuple[dict[str, object], list[str]]:
         del settings["VAL"]
     if "VAL" not in settings:
         said.append("DeepLab is shown on all images, those it was trained on among them")
-    if args.init == "none":
+    if small or args.init == "none":
         settings |= {"INIT_MODEL": "none", "ONLINE_LABEL": "off"}
     elif COCO_WEIGHTS.is_file():
         settings |= {"INIT_MODEL": COCO_WEIGHTS.resolve(), "ONLINE_LABEL": "official"}

@@ -17,18 +17,28 @@ def settings_of(root: Path, *options: str) -> tuple[dict, str]:
 
 
 def test_the_papers_numbers_are_the_papers():
-    assert plan.schedule(10_582, False) == {
+    assert plan.schedule(10_582) == {
         "BATCH": 10, "EPOCHS": 15, "MILESTONES": "5 10", "REFINE_EPOCHS": 30,
         "REFINE_MILESTONES": "10 20", "ITERATIONS": 20_000}
 
 
 @pytest.mark.parametrize(("images", "epochs"), [(3, 300), (100, 154), (1_000, 49), (82_081, 5)])
 def test_fewer_images_are_seen_more_often(images, epochs):
-    found = plan.schedule(images, False)
+    found = plan.schedule(images)
     assert found["EPOCHS"] == epochs and found["BATCH"] == min(images, 10)
     first, second = map(int, str(found["MILESTONES"]).split())
     assert 1 < first < second <= epochs
-    assert plan.schedule(images, True)["EPOCHS"] <= max(2, epochs / 5)
+    assert plan.schedule(images, plan.QUICK)["EPOCHS"] <= max(2, epochs / 5)
+
+
+@pytest.mark.parametrize(("gpu", "side", "config"), [(True, 320, "voc12.yaml"),
+                                                     (False, 160, "demo.yaml")])
+def test_a_first_look_is_quick_without_a_gpu_too(demo, monkeypatch, gpu, side, config):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    settings, said = settings_of(demo, "--quick")
+    assert (settings["SIDE"], settings["CONFIG"]) == (side, config)
+    assert ("small DeepLab" in said) == (not gpu)
+    assert settings_of(demo)[0]["CONFIG"] == "voc12.yaml"
 
 
 def test_everything_is_there(demo):
