@@ -30,7 +30,12 @@ def main(argv: list[str]) -> None:
             if error_file.is_file():
                 sys.exit(error_file.read_text(encoding="utf-8"))
             rank, failure = error.get_first_failure()
-            sys.exit(f"error: process {rank} ended with status {failure.exitcode}")
+            if failure.exitcode >= 0:
+                sys.exit(f"error: process {rank} ended with status {failure.exitcode}")
+            how = signal.Signals(-failure.exitcode).name
+            sys.exit(f"error: process {rank} was ended by {how}"
+                     f"{' (out of memory?)' if how == 'SIGKILL' else ''}; the same command goes on "
+                     "from what is saved")
         except (SignalException, KeyboardInterrupt):
             sys.exit(128 + signal.SIGINT)
 
