@@ -3,11 +3,14 @@
 A stage runs in a forked child. An audit hook there counts what it does to files below the run
 folder (open for writing, rename, remove, make a folder) and ends the process just before the n-th
 of these, by SIGKILL, SIGINT or SIGTERM. `--every-crash-point` tries all points with all signals;
-without it the gentler signals take every fifth.
+without it the gentler signals take every fifth, and what is no part of the labelling chain
+(DeepLab, saliency, report, export) is killed at some.
 """
 
+import importlib.util
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -16,11 +19,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.utils.tensorboard  # noqa: F401
 import torchvision  # noqa: F401
-from helpers import MACHINE, run_stage
+from helpers import MACHINE, ROOT, run_stage
 
 import datasets.scoring  # noqa: F401
 import datasets.voc  # noqa: F401
@@ -28,10 +32,17 @@ import labelling.crf  # noqa: F401
 import labelling.image_scores  # noqa: F401
 import labelling.summary  # noqa: F401
 import labelling.validation  # noqa: F401
+import labelling.visualize  # noqa: F401
 import models  # noqa: F401
 import utils.training  # noqa: F401
 from utils.files import output_folder
-from utils.stage import free, hold_path
+from utils.stage import free, hold_path, launch
+
+DEEPLAB = ROOT / "DeepLab-V2-PyTorch"
+sys.path.insert(0, str(DEEPLAB))
+spec = importlib.util.spec_from_file_location("deeplab_main", DEEPLAB / "main.py")
+deeplab = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(deeplab)
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 EVENTS = {"os.rename": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1}  # event: paths it names
@@ -45,7 +56,32 @@ STAGES: dict[str, tuple[Any, ...]] = {
     "make_pseudo_labels": (*FOUR, "--batch-size", "2", "--save-maps", "RUN/refined_maps"),
     "evaluate": (*FOUR, "--labels-dir", "RUN/pseudo_labels"),
 }
+CONFIG = """
+EXP: {ID: tiny}
+SPLIT: {TRAIN: four, VAL: four}
+IMAGE: {CROP: 33, SCALES: [1.0]}
+MODEL: {NAME: small, BLOCKS: [1, 1, 1, 1], WIDTH: 0.03}
+SOLVER: {ITER_MAX: 2, ITER_SAVE: 1, ITER_SIZE: 1, BATCH_SIZE: 2}
+CRF: {PROCESSES: 1}
+RUN: {NUM_WORKERS: 0, DEVICE: cpu, AMP: off}
+"""
+SCORED = ("--labels-dir", "RUN/deeplab_labels", "--scores", "RUN/scores/deeplab.json")
+OTHERS: dict[str, tuple[Any, ...]] = {
+    "deeplab train": ("DATASET.LABEL_DIR=RUN/pseudo_labels",),
+    "deeplab test": (*SCORED, "--save-logits"),
+    "deeplab crf": ("--stored-logits", "--labels-dir", "RUN/deeplab_crf_labels", "--scores",
+                    "RUN/scores/deeplab_crf.json"),
+    "deeplab predict": ("--input", "ROOT/JPEGImages/val_000000.jpg", "--output-dir",
+                        "RUN/predicted"),
+    "report": (*FOUR, "--val-list", "four", "--rows", "2"),
+    "export_labels": ("--labels-dir", "RUN/pseudo_labels", "--output-dir", "RUN/export",
+                      "--format", "yolo"),
+}
+if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime"):
+    OTHERS = {"make_saliency": (*FOUR, "--model", "ROOT/net.onnx"), **OTHERS}
 
+TIMES = rb'\d{1,2} [A-Z][a-z]+ 20\d\d, \d\d:\d\d|"written": ?[\d.]+'  # on a page
+STEP = 11  # points from one kill of those to the next
 LIMITS = {"train_drs": 3000, "make_localization_maps": 600, "make_pseudo_labels": 600}  # bytes
 
 
@@ -56,6 +92,11 @@ def small(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lists = root / "ImageSets" / "Segmentation"
     lines = (lists / "train_aug.txt").read_text().splitlines()[:4]
     (lists / "four.txt").write_text("\n".join(lines) + "\n")
+    (root / "deeplab.yaml").write_text(f"{CONFIG}DATASET: {{ROOT: {root}}}\n")
+    if "make_saliency" in OTHERS:
+        from test_saliency import network  # it skips its file where ONNX is missing
+
+        network(root / "net.onnx", ("n", 3, 16, 16))
     return root
 
 
@@ -63,20 +104,29 @@ def small(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def states(small: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """Stage -> (run folder before it, run folder after it), of an unbroken chain."""
     folder = tmp_path_factory.mktemp("states")
-    found, before = {}, folder / "start"
-    before.mkdir()
-    for stage in STAGES:
-        after = Path(shutil.copytree(before, folder / stage))
-        assert in_child(lambda s=stage, a=after: run(s, small, a)) == 0
+    found, before = {}, folder / "start" / "run"  # the name is on the report's page
+    before.mkdir(parents=True)
+    for stage in (*STAGES, *OTHERS):
+        after = Path(shutil.copytree(before, folder / stage / "run"))
+        said = folder / f"{stage}.txt"
+        assert in_child(lambda s=stage, a=after: run(s, small, a), said) == 0, said.read_text()
         found[stage] = (before, after)
         before = after
     return found
 
 
 def run(stage: str, root: Path, folder: Path, *more: object) -> None:
-    machine = MACHINE if stage != "evaluate" else ()
-    options = [str(option).replace("RUN", str(folder)) for option in STAGES[stage]]
-    run_stage(stage, "--data-root", root, "--run-dir", folder, *machine, *options, *more)
+    places = {"RUN": str(folder), "ROOT": str(root)}
+    options = [*(STAGES | OTHERS)[stage], *more]
+    for name, place in places.items():
+        options = [str(option).replace(name, place) for option in options]
+    name, _, command = stage.partition(" ")
+    if command:
+        return launch(deeplab.main, deeplab.parse([
+            command, "-c", str(root / "deeplab.yaml"), f"EXP.OUTPUT_DIR={folder}", *options]))
+    machine = () if name in ("evaluate", "report", "export_labels") else MACHINE
+    run_dir = () if name == "export_labels" else ("--run-dir", folder)
+    run_stage(name, "--data-root", root, *run_dir, *machine, *options)
 
 
 def in_child(function: Callable[[], None], output: Path | None = None) -> int:
@@ -122,7 +172,8 @@ def end_at(point: int, folder: Path, how: signal.Signals) -> None:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """What a run folder holds, without times: tensors of checkpoints, bytes of others."""
+    """What a run folder holds, without times and its own place: tensors of checkpoints, bytes of
+    others."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
@@ -131,9 +182,12 @@ def contents(folder: Path) -> dict[str, Any]:
         if path.suffix == ".pth":
             found[name] = plain(torch.load(path, weights_only=True))
         elif path.suffix == ".json":
-            found[name] = plain(json.loads(path.read_text()))
+            found[name] = plain(json.loads(path.read_text().replace(str(folder), "RUN")))
+        elif path.suffix == ".npz":
+            with np.load(path) as arrays:  # the archive holds times
+                found[name] = {key: array.tolist() for key, array in arrays.items()}
         else:
-            found[name] = path.read_bytes()
+            found[name] = re.sub(TIMES, b"", path.read_bytes())
     return found
 
 
@@ -153,7 +207,7 @@ def crash_points(stage: str, root: Path, states: dict, tmp_path: Path, how: sign
     before, after = states[stage]
     expected, point = contents(after), 1
     while True:
-        folder = Path(shutil.copytree(before, tmp_path / f"{point}"))
+        folder = Path(shutil.copytree(before, tmp_path / f"{point}" / "run"))
         said = tmp_path / f"{point}.txt"
 
         def broken(point: int = point, folder: Path = folder) -> None:
@@ -170,6 +224,7 @@ def crash_points(stage: str, root: Path, states: dict, tmp_path: Path, how: sign
         again = in_child(lambda folder=folder: run(stage, root, folder), said)
         assert again == 0, (point, said.read_text())
         assert contents(folder) == expected, point
+        assert not list(folder.rglob(".*.tmp*")), point
         shutil.rmtree(folder)
         if not status:
             return point
@@ -180,6 +235,16 @@ def crash_points(stage: str, root: Path, states: dict, tmp_path: Path, how: sign
 @pytest.mark.parametrize("stage", STAGES)
 def test_killed_anywhere(stage, small, states, tmp_path):
     assert crash_points(stage, small, states, tmp_path, signal.SIGKILL, 1) > 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("stage", OTHERS)
+def test_others_killed(stage, how, small, states, tmp_path, request):
+    every = request.config.getoption("--every-crash-point")
+    if how == signal.SIGTERM and not every:
+        pytest.skip("with --every-crash-point")
+    crash_points(stage, small, states, tmp_path, how, 1 if every else STEP)
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ log = logging.getLogger("drs")
 LOCK, HOLDER = ".lock", ".lock.holder"
 ERROR_FILE = "DRS_ERROR_FILE"  # environment variable, see `error_file`
 TERMINATED = 128 + signal.SIGTERM
+PATIENCE = 10  # seconds; torchrun looks after its processes several times a second
 
 
 class _Session:
@@ -77,6 +78,8 @@ def launch(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace
         message = explain(error)
         if message is None and (message := nodes.lost_connection(error)):
             nodes.let_the_dead_go()
+        if message is None and _is_of_a_connection(error):
+            time.sleep(PATIENCE)  # until `utils.torchrun`, which knows who died, ends this one, too
         if _another_failed_first():
             sys.exit(1)  # a broken connection is only what this process saw of it
         if message is None:  # a fault of ours keeps its traceback
@@ -107,6 +110,13 @@ def at_end(tidy: Callable[[], None]) -> None:
     """Have `tidy` called when the running stage ends, however it ends, before locks are released;
     no signal interrupts it."""
     _session.at_end.append(tidy)
+
+
+def _is_of_a_connection(error: BaseException) -> bool:
+    """Whether the error may be what this process sees of another one's death."""
+    words = str(error).lower()
+    return ERROR_FILE in os.environ and (type(error).__name__.startswith("Dist") or any(
+        word in words for word in ("gloo", "nccl", "connection closed", "connection reset")))
 
 
 def _another_failed_first() -> bool:

@@ -97,7 +97,12 @@ def main(argv: list[str]) -> None:
             if lines:  # the last restart's
                 sys.exit(lines[-1].read_text(encoding="utf-8"))
             rank, failure = error.get_first_failure()
-            sys.exit(f"error: process {rank} ended with status {failure.exitcode}")
+            if failure.exitcode >= 0:
+                sys.exit(f"error: process {rank} ended with status {failure.exitcode}")
+            how = signal.Signals(-failure.exitcode).name
+            sys.exit(f"error: process {rank} was ended by {how}"
+                     f"{' (out of memory?)' if how == 'SIGKILL' else ''}; the same command goes on "
+                     "from what is saved")
         except (RendezvousError, DistError) as error:
             where = "the rendezvous" if place is None else f"--rdzv {place[0]}:{place[1]}"
             sys.exit(f"error: {where}: the machines did not meet ({type(error).__name__}); give "
