@@ -16,6 +16,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The options; the defaults are the paper's."""
     parser = StageParser(__doc__, images="train_aug", output="localization_maps", batch_size=8)
     parser.add_checkpoint("classifier/best.pth")
+    parser.add_shard()
     return parser.parse_args(argv)
 
 
@@ -30,7 +31,7 @@ def main(args: argparse.Namespace) -> None:
     from models import build
     from utils import checkpoint, outputs
     from utils.engine import predict
-    from utils.loading import inference_batches
+    from utils.loading import inference_batches, of_shard
     from utils.writing import Writers
 
     root = DataRoot(args.data_root)
@@ -44,7 +45,8 @@ def main(args: argparse.Namespace) -> None:
 
     record = outputs.made_from(args, root, entries, runtime.precision)
     record.add_file("checkpoint", args.checkpoint)
-    todo = outputs.unfinished({args.output_dir: record}, args, runtime)
+    todo = of_shard(outputs.unfinished({args.output_dir: record}, args, runtime), args.batch_size,
+                    args.shard)
     dataset = VOCDataset(root, entries, ImageOnly(args.image_size), tolerant=True)
     batches = inference_batches(dataset, todo, args.batch_size, runtime, args.num_workers, collate)
     if args.dry_run:

@@ -25,6 +25,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The options; the defaults are the paper's."""
     parser = StageParser(__doc__, images="train_aug", output="pseudo_labels", batch_size=8)
     parser.add_checkpoint("refine/best.pth")
+    parser.add_shard()
     group = parser.add_labelling()
     group.add_argument("--no-ignore", dest="ignore", action="store_false",
                        help="give every pixel a label (the rule used in validation)")
@@ -50,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
     from utils import checkpoint, outputs, provenance
     from utils.engine import predict
     from utils.files import output_folder
-    from utils.loading import inference_batches
+    from utils.loading import inference_batches, of_shard
     from utils.writing import Writers
 
     root = DataRoot(args.data_root)
@@ -77,10 +78,11 @@ def main(args: argparse.Namespace) -> None:
     if args.save_maps is not None:
         folders[args.save_maps] = of_the_maps(record)
         if runtime.main and not args.dry_run:
-            hold(output_folder(args.save_maps, "--save-maps"))
+            hold(output_folder(args.save_maps, "--save-maps"), args.shard)
     if saliency_dir is not None:
         provenance.upstream(record, "saliency", saliency_dir, [entry.id for entry in entries])
-    todo = outputs.unfinished(folders, args, runtime)
+    unfinished = outputs.unfinished(folders, args, runtime)
+    todo = of_shard(unfinished, args.batch_size, args.shard)
     batches = inference_batches(dataset, todo, args.batch_size, runtime, args.num_workers, collate)
     if args.dry_run:
         return batches.dry_run(len(todo), args.output_dir)
@@ -116,7 +118,8 @@ def main(args: argparse.Namespace) -> None:
             writers.submit(save_label, args.output_dir / name, label)
     summary.skip("failed", len(errors))
     summary.gather(runtime)
-    summary.skip("were there already", len(entries) - len(todo))
+    summary.skip("were there already", len(entries) - len(unfinished))
+    summary.skip("are left to other shards", len(unfinished) - len(todo))
     if runtime.main:
         note(**summary.figures())
         log.info("%s", summary.line(args.output_dir))

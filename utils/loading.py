@@ -136,6 +136,13 @@ def training_batches(dataset: Any, batch_size: int, runtime: Runtime, seed: int,
     return _batches(dataset, order, runtime, num_workers, collate, persistent=True)
 
 
+def of_shard(todo: Sequence[int], batch_size: int, shard: tuple[int, int] | None) -> list[int]:
+    """Those of the images `todo` that belong to shard I of N, which are whole batches of the list:
+    of N batches that follow each other, each shard has one. None: all."""
+    number, total = shard or (1, 1)
+    return [index for index in todo if index // batch_size % total == number - 1]
+
+
 def inference_batches(dataset: Any, todo: Sequence[int], batch_size: int, runtime: Runtime,
                       num_workers: int | None, collate: Callable) -> DeviceBatches:
     """The images `todo` (indices) in batches, every batch on exactly one process.

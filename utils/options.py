@@ -47,6 +47,15 @@ def file_name(text: str) -> str:
     return text
 
 
+def shard(text: str) -> tuple[int, int]:
+    """An argparse type: "I/N", the I-th of N shards, counted from 1."""
+    number_of, _, total = text.partition("/")
+    if not (number_of.isdecimal() and total.isdecimal() and 1 <= int(number_of) <= int(total)
+            and int(total) <= 1_000_000):
+        raise argparse.ArgumentTypeError(f"must be I/N with I from 1 to N, got {text[:40]!r}")
+    return int(number_of), int(total)
+
+
 def neutral(option: argparse.Action) -> argparse.Action:
     """Mark an option that does not shape the result: work may go on with another value of it."""
     option.shapes_result = False  # type: ignore[attr-defined]
@@ -166,6 +175,13 @@ class StageParser(argparse.ArgumentParser):
         group.add_argument("--scales", type=factor, nargs="+", default=[0.8, 1.0, 1.2],
                            help="factors on the image size; maps are the maximum over them")
 
+    def add_shard(self) -> None:
+        """An option that leaves to other runs, at the same time or later, all but a share."""
+        neutral(self.add_argument_group("sharing").add_argument(
+            "--shard", type=shard, metavar="I/N",
+            help="do the I-th of N shares of the list's batches, into the same output folder as "
+                 "the others, with the same --batch-size (docs/cluster.md)"))
+
     def add_labelling(self) -> argparse._ArgumentGroup:
         """Options of the rule that turns maps into labels. Returns the group to add to."""
         group = self.add_argument_group("labels")
@@ -185,6 +201,9 @@ class StageParser(argparse.ArgumentParser):
                    namespace: Any = None) -> argparse.Namespace:
         """The options, complete."""
         parsed = super().parse_args(args, namespace)
+        if getattr(parsed, "shard", None) and parsed.overwrite:
+            self.error("--shard I/N with --overwrite would remove what other shards have done; "
+                       "remove the output folder first, instead")
         if parsed.run_dir is None:
             parsed.run_dir = Path("runs") / parsed.data_root.resolve().name
         if parsed.output_dir is None:

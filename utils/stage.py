@@ -22,7 +22,8 @@ if TYPE_CHECKING:  # torch takes seconds to import: not for --help
     from utils.runtime import Runtime
 
 log = logging.getLogger("drs")
-LOCK, HOLDER = ".lock", ".lock.holder"
+LOCK = ".lock"
+Shard = tuple[int, int] | None  # I of N
 ERROR_FILE = "DRS_ERROR_FILE"  # environment variable, see `error_file`
 TERMINATED = 128 + signal.SIGTERM
 PATIENCE = 10  # seconds; torchrun looks after its processes several times a second
@@ -175,15 +176,17 @@ def begin(args: argparse.Namespace, name: str | None = None) -> "Runtime":
     options = {name: value for name, value in vars(args).items()
                if name not in ("shaping", "defaults")}
     logs = None if args.dry_run else args.run_dir / "logs"
-    open_output(runtime, logs, name or args.output_dir.name, options,
-                () if args.dry_run else (args.output_dir,))
+    shard: Shard = getattr(args, "shard", None)
+    name = (name or args.output_dir.name) + (
+        f"-shard{shard[0]}-of-{shard[1]}" if shard else "")
+    open_output(runtime, logs, name, options, () if args.dry_run else (args.output_dir,), shard)
     # An option without a default of its own has been worked out from others.
     note(defaults={name: args.defaults.get(name, value) for name, value in options.items()})
     return runtime
 
 
 def open_output(runtime: "Runtime", logs: Path | None, name: str, options: Mapping[str, Any],
-                folders: Iterable[Path]) -> None:
+                folders: Iterable[Path], shard: Shard = None) -> None:
     """Lock output folders, log to LOGS/NAME.log, print and record what runs, where, with what.
 
     Several machines must agree on code and options, and see the first one's locks.
@@ -197,9 +200,9 @@ def open_output(runtime: "Runtime", logs: Path | None, name: str, options: Mappi
     nodes.require_same(runtime, options)
     if runtime.main:
         for folder in folders:
-            hold(output_folder(folder))
+            hold(output_folder(folder), shard)
     runtime.barrier()
-    nodes.require_shared(runtime, [folder / HOLDER for folder in folders])
+    nodes.require_shared(runtime, [_holder(folder / _lock(shard)) for folder in folders])
     if logs is not None:
         output_folder(logs, "--run-dir")
     setup_logging(logs and logs / f"{name}.log", runtime.main)
@@ -227,14 +230,31 @@ def note(**facts: Any) -> None:
         write_json(_session.summary_path, _session.summary)
 
 
-def hold(folder: Path) -> None:
+def hold(folder: Path, shard: Shard = None) -> None:
     """Lock `folder` until this stage ends, however it ends; remove what a killed one left there.
+
+    Shards of one list work there at the same time, each with a lock of its own, and leave what is
+    half-written alone. They keep away from a run of the whole list, and it from them.
 
     Raises:
         UserError: another process works there.
     """
-    _session.locks.append(hold_path(folder / LOCK, str(folder)))
-    sweep(folder)
+    _session.locks.append(hold_path(folder / _lock(shard), str(folder)))
+    if shard is None:
+        for other in folder.glob(".shard-*-of-*.lock"):
+            free(hold_path(other, str(folder)))
+        sweep(folder)
+    elif (folder / LOCK).exists():
+        free(hold_path(folder / LOCK, str(folder)))
+
+
+def _lock(shard: Shard) -> str:
+    return LOCK if shard is None else f".shard-{shard[0]}-of-{shard[1]}.lock"
+
+
+def _holder(lock: Path) -> Path:
+    """The file that says who holds a lock."""
+    return lock.with_suffix(".holder")
 
 
 def hold_path(path: Path, what: str) -> "FileLock":
@@ -250,7 +270,7 @@ def hold_path(path: Path, what: str) -> "FileLock":
         held.acquire()
     except Timeout:
         try:
-            who = path.with_suffix(".holder").read_text(encoding="utf-8").strip()
+            who = _holder(path).read_text(encoding="utf-8").strip()
         except OSError:
             who = "another process"
         raise UserError(f"{what}: in use by {who}; wait for it, end it, or use another folder"
@@ -259,7 +279,7 @@ def hold_path(path: Path, what: str) -> "FileLock":
         raise UserError(f"{what}: cannot be locked ({error.strerror or error})") from error
     since = datetime.now().strftime("%Y-%m-%d %H:%M:%S")
     try:
-        path.with_suffix(".holder").write_text(
+        _holder(path).write_text(
             f"process {os.getpid()} on {socket.gethostname()} since {since}\n", encoding="utf-8")
     except OSError as error:
         free(held)
@@ -273,7 +293,7 @@ def hold_path(path: Path, what: str) -> "FileLock":
 def free(held: "FileLock") -> None:
     """Release a lock of `hold_path`; its files go while it is still held."""
     path = Path(held.lock_file)
-    for leftover in (path.with_suffix(".holder"), path):
+    for leftover in (_holder(path), path):
         leftover.unlink(missing_ok=True)
     held.release()
 
