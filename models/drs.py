@@ -14,13 +14,16 @@ Source: "Discriminative Region Suppression for Weakly-Supervised Semantic Segmen
 AAAI 2021, section "Proposed Method".
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models import suppression
+from models import attachment, suppression
+from models.probe import Report, find_sites
 
 
 def max_extractor(x: Tensor) -> Tensor:
@@ -89,3 +92,52 @@ def activation_factory(mode: str, delta: float = 0.55) -> Callable[[int], nn.Mod
     if mode not in factories:
         raise ValueError(f"DRS mode must be one of {', '.join(factories)}; got {mode!r}")
     return factories[mode]
+
+
+def add_drs(model: nn.Module, mode: str = "fixed", delta: float = 0.85,
+            where: Sequence[str] = ("*",), strict: bool = False,
+            inputs: Callable[[int], Any] | None = None) -> Report:
+    """Let DRS follow the activations of any network, in place: y = act(x), then suppressed.
+
+    Names in the state dict stay; learnable controllers join it as ACTIVATION.control.N. At delta 1
+    the network computes exactly what it did.
+
+    Args:
+        model: torchvision's, timm's, or one's own. It is run twice, on small images.
+        mode: "fixed" (control `delta`), or "learnable" (C x C weights a site; before the optimizer
+            is made).
+        where: patterns (fnmatch) of the activations' names or their callers'; one must fit.
+        strict: whether functional activations, which no module stands for, are an error.
+        inputs: side in pixels -> what the model takes (default: images (2, channels, side, side)).
+
+    Raises:
+        ValueError: no activation can be followed, or DRS is there already; see `strict` and
+            `find_sites`. The model is then as it was.
+    """
+    build = activation_factory(mode, delta)
+    if mode == "none" or isinstance(where, str) or attachment.is_attached(model):
+        raise ValueError("add_drs: mode is fixed or learnable, `where` a list of patterns, and the "
+                         "network has no DRS yet (remove_drs takes it away)")
+    report = find_sites(model, inputs)
+    build(1)  # a delta that cannot be is found before anything is changed
+    if report.functional and (strict or not report.sites):
+        raise ValueError(f"add_drs: {len(report.functional)} functional activations cannot be "
+                         "followed; make them modules (nn.ReLU()): "
+                         f"{'; '.join(report.functional[:3])}")
+    names = list(dict.fromkeys(site.path for site in report.sites))
+    tensor = next(model.parameters(), torch.empty(0))
+    report.keep(attachment.attach(
+        model, report.sites,
+        lambda site: any(fnmatchcase(name, pattern) for name in (site.path, site.caller)
+                         for pattern in where),
+        lambda site: build(site.channels).to(tensor.device, tensor.dtype)))
+    if not report.sites:
+        raise ValueError(f"add_drs: where={list(where)} fits no activation that can be followed; "
+                         f"there are {', '.join(names[:4]) or 'none'}"
+                         + (f" and {len(names) - 4} more" if len(names) > 4 else ""))
+    return report
+
+
+def remove_drs(model: nn.Module) -> None:
+    """Take away what `add_drs` brought, learned controllers included."""
+    attachment.detach(model)
