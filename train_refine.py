@@ -57,9 +57,8 @@ def main(args: argparse.Namespace) -> None:
                power=0.5)
     scheduler = MultiStepLR(optimizer, [epoch - 1 for epoch in args.milestones])
 
-    training = Training(args.output_dir, model, optimizer, scheduler,
-                        training_record(args, root, train_set.entries, runtime, val_set),
-                        runtime)
+    record = training_record(args, root, train_set.entries, runtime, val_set)
+    training = Training(args.output_dir, model, optimizer, scheduler, record, runtime)
     if not training.resume(args.overwrite):
         init_trunk(model, args.init)
     if args.dry_run:

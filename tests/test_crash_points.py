@@ -7,6 +7,7 @@ without it the gentler signals take every fifth, and what is no part of the labe
 (DeepLab, saliency, report, export) is killed at some.
 """
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -14,8 +15,9 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +83,8 @@ if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime"):
     OTHERS = {"make_saliency": (*FOUR, "--model", "ROOT/net.onnx"), **OTHERS}
 
 TIMES = rb'\d{1,2} [A-Z][a-z]+ 20\d\d, \d\d:\d\d|"written": ?[\d.]+'  # on a page
+FREE = {"train_drs": 60_000, "make_pseudo_labels": 30_000, "deeplab test": 30_000,
+        "export_labels": 20_000}  # bytes left on the disk
 STEP = 11  # points from one kill of those to the next
 LIMITS = {"train_drs": 3000, "make_localization_maps": 600, "make_pseudo_labels": 600}  # bytes
 
@@ -279,6 +283,110 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_there(stage, small, states, 
     assert not [path for path in folder.rglob(".*") if path.is_file()]
     assert in_child(lambda: run(stage, small, folder), said) == 0, said.read_text()
     assert contents(folder) == contents(after)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty disk of its own, of 1 MB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place],
+                                      capture_output=True).returncode:
+        pytest.skip("a file system cannot be mounted here")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["train_drs", "make_pseudo_labels", "deeplab test",
+                                   "export_labels"])
+def test_a_disk_that_is_really_full(stage, small, states, disk, tmp_path):
+    before, after = states[stage]
+    folder, said = disk / "run", tmp_path / "said.txt"
+    size = sum(path.stat().st_size // 4096 * 4096 + 8192 for path in before.rglob("*"))
+    remount(disk, size + 4_000_000)
+    shutil.copytree(before, folder)
+    room = shutil.disk_usage(disk).free
+    (disk / "ballast").write_bytes(bytes(room - FREE[stage]))
+    held = contents(folder)
+    assert in_child(lambda: run(stage, small, folder), said) == 1, said.read_text()
+    text = said.read_text()
+    assert "Traceback" not in text and text.splitlines()[-1].startswith("error: "), text
+    assert "No space left" in text.splitlines()[-1], text
+    left = [path.name for path in folder.rglob(".*") if path.is_file()]
+    assert not left, left
+    now = contents(folder)
+    assert all(now[name] == value for name, value in held.items() if name.endswith(".png"))
+    (disk / "ballast").unlink()
+    assert in_child(lambda: run(stage, small, folder), said) == 0, said.read_text()
+    assert contents(folder) == contents(after)
+
+
+def remount(place: Path, size: int) -> None:
+    subprocess.run(["mount", "-o", f"remount,size={size}", place], check=True)
+
+
+def without_privileges() -> None:
+    """Let root's processes heed permissions as others do (Linux)."""
+    if os.geteuid() == 0:
+        libc, header = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0)
+        sets = (ctypes.c_uint32 * 6)()
+        if libc.capget(header, sets):
+            sys.exit(77)
+        sets[0] &= ~0b110  # effective: CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
+        if libc.capset(header, sets):
+            sys.exit(77)
+
+
+def read_only(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="permissions of root")
+@pytest.mark.parametrize("stage", [*STAGES, *OTHERS])
+def test_a_read_only_run_folder_is_one_line(stage, small, states, tmp_path):
+    """Before the work, not after it; and the data root is never written to."""
+    before, _ = states[stage]
+    folder, said = Path(shutil.copytree(before, tmp_path / "run")), tmp_path / "said.txt"
+    data = Path(shutil.copytree(small, tmp_path / "data"))
+    (data / "deeplab.yaml").write_text(f"{CONFIG}DATASET: {{ROOT: {data}}}\n")
+    read_only(folder)
+    read_only(data)
+    held = contents(folder)
+
+    def unprivileged() -> None:
+        without_privileges()
+        run(stage, data, folder)
+
+    status = in_child(unprivileged, said)
+    if status == 77:
+        pytest.skip("privileges cannot be given up here")
+    text = said.read_text()
+    assert status == 1 and "Traceback" not in text, text
+    last = text.splitlines()[-1]
+    assert last.startswith("error: ") and str(folder) in last and "Permission denied" in last, text
+    assert contents(folder) == held
+    assert not [path for path in folder.rglob(".*") if path.is_file()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="permissions of root")
+def test_a_read_only_data_root_is_all_that_is_needed(small, states, tmp_path):
+    data = Path(shutil.copytree(small, tmp_path / "data"))
+    (data / "deeplab.yaml").write_text(f"{CONFIG}DATASET: {{ROOT: {data}}}\n")
+    read_only(data)
+    for stage in ("make_pseudo_labels", "deeplab train"):
+        folder = Path(shutil.copytree(states[stage][0], tmp_path / stage / "run"))
+        said = tmp_path / "said.txt"
+
+        def unprivileged(stage: str = stage, folder: Path = folder) -> None:
+            without_privileges()
+            run(stage, data, folder)
+
+        assert in_child(unprivileged, said) in (0, 77), said.read_text()
 
 
 def test_two_at_once_are_told_apart(small, states, tmp_path):

@@ -1,4 +1,4 @@
-"""How a stage begins and ends: one line for an error, a lock, a log, a record of what it did."""
+"""How a stage begins and ends: its errors, a lock, a log, a record of what it did."""
 
 import argparse
 import logging
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import nodes
+from utils.errors import PATIENCE, another_failed_first, explain, fail, is_of_a_connection
 from utils.files import UserError, output_folder, sweep, write_json
 from utils.logging import setup_logging
 
@@ -24,9 +25,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: not for --help
 log = logging.getLogger("drs")
 LOCK = ".lock"
 Shard = tuple[int, int] | None  # I of N
-ERROR_FILE = "DRS_ERROR_FILE"  # environment variable, see `error_file`
 TERMINATED = 128 + signal.SIGTERM
-PATIENCE = 10  # seconds; torchrun looks after its processes several times a second
 
 
 class _Session:
@@ -79,9 +78,9 @@ def launch(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace
         message = explain(error)
         if message is None and (message := nodes.lost_connection(error)):
             nodes.let_the_dead_go()
-        if message is None and _is_of_a_connection(error):
+        if message is None and is_of_a_connection(error):
             time.sleep(PATIENCE)  # until `utils.torchrun`, which knows who died, ends this one, too
-        if _another_failed_first():
+        if another_failed_first():
             sys.exit(1)  # a broken connection is only what this process saw of it
         if message is None:  # a fault of ours keeps its traceback
             raise
@@ -111,55 +110,6 @@ def at_end(tidy: Callable[[], None]) -> None:
     """Have `tidy` called when the running stage ends, however it ends, before locks are released;
     no signal interrupts it."""
     _session.at_end.append(tidy)
-
-
-def _is_of_a_connection(error: BaseException) -> bool:
-    """Whether the error may be what this process sees of another one's death."""
-    words = str(error).lower()
-    return ERROR_FILE in os.environ and (type(error).__name__.startswith("Dist") or any(
-        word in words for word in ("gloo", "nccl", "connection closed", "connection reset")))
-
-
-def _another_failed_first() -> bool:
-    path = error_file()
-    return path is not None and path.is_file()
-
-
-def error_file() -> Path | None:
-    """Where the first process to fail leaves its line under `utils.torchrun`; a file for each
-    restart of the processes, so that what a restart has mended is not reported."""
-    start = os.environ.get(ERROR_FILE)
-    return Path(f"{start}{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}") if start else None
-
-
-def fail(line: str) -> None:
-    """End with an error of one line. Under `utils.torchrun` the first process to fail hands its
-    line over, to be printed once, after all else."""
-    handed_over = error_file()
-    if handed_over is None:
-        sys.exit(line)
-    try:
-        with open(handed_over, "x", encoding="utf-8") as file:
-            file.write(line)
-    except FileExistsError:
-        pass
-    sys.exit(1)
-
-
-def explain(error: BaseException) -> str | None:
-    """The one line for an error that the user can mend; None for any other."""
-    text = str(error).strip()
-    if isinstance(error, UserError):
-        # A data loading process wraps the message in its traceback: keep the message.
-        # And one line it is, whatever a name from outside may hold.
-        return " ".join(text.rpartition("UserError: ")[2].splitlines()).strip()
-    if isinstance(error, FloatingPointError):
-        return text
-    if type(error).__name__ == "OutOfMemoryError":  # torch's; it may not be imported here
-        return f"out of GPU memory; lower --batch-size ({text.splitlines()[0]})"
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text:
-        return "out of memory; lower --batch-size, --image-size or --num-workers"
-    return None
 
 
 def begin(args: argparse.Namespace, name: str | None = None) -> "Runtime":

@@ -16,7 +16,7 @@ from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
-from utils.stage import ERROR_FILE
+from utils.errors import ERROR_FILE
 
 # A machine that is silent for four seconds is lost; one may come ten minutes late.
 MEETING = "keep_alive_interval=1,keep_alive_max_attempt=4,read_timeout=600"
