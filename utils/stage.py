@@ -68,9 +68,7 @@ def launch(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace
         log.warning("interrupted; the same command goes on from here")
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        message = explain(error)
-        if message is None and (message := nodes.lost_connection(error)):
-            nodes.let_the_dead_go()
+        message = explain(error) or nodes.lost_connection(error)
         if _another_failed_first():
             sys.exit(1)  # a broken connection is only what this process saw of it
         if message is None:  # a fault of ours keeps its traceback
