@@ -24,7 +24,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CODE = ("", "models", "datasets", "labelling", "utils", "DeepLab-V2-PyTorch",
         "DeepLab-V2-PyTorch/libs")
 SEEN_AFTER = 30.0  # seconds in which a shared folder must show what another machine has written
-EXPIRES = 6.0  # seconds after which a silent agent counts as lost, and some (utils/torchrun.py)
 # What PyTorch says of a process that is gone, by gloo, NCCL or the store.
 LOST = ("connection closed", "connection reset", "connection refused", "connection was closed",
         "broken pipe", "gloo", "nccl", "failed to recv", "failed to send", "store")
@@ -109,13 +108,6 @@ def lost_connection(error: BaseException) -> str | None:
         return None
     return (f"the connection to another machine was lost ({text.splitlines()[0][:120]}): the "
             "cause is in the output there; the same command on every machine goes on from here")
-
-
-def let_the_dead_go() -> None:
-    """Wait, if torchrun will start this process again, until it knows that a machine is lost: it
-    would else count that machine among those that have come."""
-    if int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
-        time.sleep(EXPIRES)
 
 
 def end_with_parent() -> None:

@@ -75,9 +75,7 @@ def launch(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace
         log.warning("interrupted; the same command goes on from here")
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
-        message = explain(error)
-        if message is None and (message := nodes.lost_connection(error)):
-            nodes.let_the_dead_go()
+        message = explain(error) or nodes.lost_connection(error)
         if message is None and is_of_a_connection(error):
             time.sleep(PATIENCE)  # until `utils.torchrun`, which knows who died, ends this one, too
         if another_failed_first():

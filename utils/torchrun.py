@@ -18,8 +18,7 @@ from pathlib import Path
 
 from utils.errors import ERROR_FILE
 
-# A machine that is silent for four seconds is lost; one may come ten minutes late.
-MEETING = "keep_alive_interval=1,keep_alive_max_attempt=4,read_timeout=600"
+MEETING = "read_timeout=600"  # a machine may come ten minutes late
 ANSWER = 10  # seconds within which another of our agents answers at its port
 
 
@@ -86,6 +85,9 @@ def main(argv: list[str]) -> None:
     place = endpoint(argv)
     if place is not None:
         require_free(*place)
+        # Agents that share one store remember where it was: one that comes back would wait for
+        # what the others, who know, do not say again.
+        os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
         if not any(word.startswith(("--rdzv-conf", "--rdzv_conf")) for word in argv):
             argv = ["--rdzv-conf", MEETING, *argv]
     with tempfile.TemporaryDirectory() as folder:
