@@ -8,7 +8,7 @@ import argparse
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,6 +49,50 @@ def named_groups(groups: Mapping[str, list[nn.Parameter]], lr: float, factors: M
     return result
 
 
+def describe_network(args: argparse.Namespace, kind: str, num_classes: int) -> dict[str, Any]:
+    """What the options of a training ask for, as `models.build` takes it.
+
+    Raises:
+        UserError: options of the paper's network with another one, or the reverse.
+    """
+    config: dict[str, Any] = {"network": kind, "num_classes": num_classes}
+    where = getattr(args, "drs_where", None)
+    if args.backbone == "vgg16":
+        if args.output_stride not in (None, 8):
+            raise UserError(f"--output-stride {args.output_stride}: vgg16, the paper's, has "
+                            "8; leave it out, or choose --backbone vgg16_bn")
+        if where is not None:
+            raise UserError("--drs-where is for other networks (--backbone); in vgg16, the "
+                            "paper's, DRS follows every convolution")
+        config |= {"width": args.width, "batch_norm": args.batch_norm}
+    else:
+        if args.width != 1 or args.batch_norm:
+            raise UserError(f"--width and --batch-norm are vgg16's; leave them out with --backbone "
+                            f"{args.backbone}")
+        config |= {"backbone": args.backbone, "output_stride": args.output_stride}
+        if args.image_size < 64:
+            raise UserError(f"--image-size {args.image_size}: --backbone {args.backbone} needs 64")
+    if kind == "classifier":
+        config |= {"drs": args.drs, "delta": args.delta}
+        if where is not None:
+            config["drs_where"] = where
+    return config
+
+
+def build_network(build: Callable[[Mapping[str, Any]], Any], config: Mapping[str, Any]) -> Any:
+    """`build(config)`, the network of a training.
+
+    Raises:
+        UserError: there is no such network, or not with these options.
+    """
+    try:
+        return build(config)
+    except ValueError as error:
+        if "backbone" not in config:
+            raise
+        raise UserError(f"--backbone {config['backbone']}: {error}".replace("\n", " ")) from error
+
+
 def init_trunk(model: Any, source: str) -> None:
     """Give `model` its initial trunk: "imagenet", "none" (random) or a checkpoint file.
 
@@ -64,12 +108,13 @@ def init_trunk(model: Any, source: str) -> None:
         except (OSError, RuntimeError) as error:  # no network, or a broken download
             raise UserError(
                 f"--init imagenet: torchvision's ImageNet weights cannot be loaded ({error}); "
-                "download vgg16-397923af.pth into ~/.cache/torch/hub/checkpoints/, or use "
+                f"download {model.imagenet_file} into ~/.cache/torch/hub/checkpoints/, or use "
                 "--init none or --init FILE") from error
         log.info("initial weights: torchvision's, trained on ImageNet")
         return
     try:
-        names = model.load_trunk(checkpoint.read(source).state)
+        names = model.load_trunk(checkpoint.weights(Path(source))[1] if "backbone" in model.config
+                                 else checkpoint.read(source).state)
     except ValueError as error:
         raise UserError(f"--init {source}: {error}") from error
     log.info("initial weights: %d trunk tensors of %s; head and DRS at random", len(names), source)
