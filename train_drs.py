@@ -52,14 +52,7 @@ def main(args: argparse.Namespace) -> None:
     from models.classifier import classification_loss
     from utils.engine import train_epoch
     from utils.loading import inference_batches, training_batches
-    from utils.training import (
-        Training,
-        build_network,
-        describe_network,
-        init_trunk,
-        named_groups,
-        training_record,
-    )
+    from utils.training import Training, init_trunk, named_groups, new_network, training_record
 
     root = DataRoot(args.data_root)
     runtime = begin(args)
@@ -71,8 +64,7 @@ def main(args: argparse.Namespace) -> None:
     val_batches = None if val_set is None else inference_batches(
         val_set, range(len(val_set)), args.batch_size, runtime, args.num_workers, collate)
 
-    config = describe_network(args, "classifier", len(root.classes))
-    model = runtime.move(build_network(build, config))
+    model = runtime.move(new_network(build, args, "classifier", len(root.classes)))
     optimizer = torch.optim.SGD(
         named_groups(model.parameter_groups(), args.lr, LR_FACTORS, args.weight_decay),
         lr=args.lr, momentum=0.9, nesterov=True)

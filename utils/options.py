@@ -47,6 +47,12 @@ def file_name(text: str) -> str:
     return text
 
 
+def backbone(text: str) -> str | None:
+    """An argparse type: the name of a network; None is the paper's, which records of earlier
+    trainings do not name."""
+    return None if text == "vgg16" else text
+
+
 def neutral(option: argparse.Action) -> argparse.Action:
     """Mark an option that does not shape the result: work may go on with another value of it."""
     option.shapes_result = False  # type: ignore[attr-defined]
@@ -140,9 +146,9 @@ class StageParser(argparse.ArgumentParser):
         neutral(group.add_argument(  # recorded by the file's content
             "--init", default="imagenet", metavar="imagenet|none|FILE",
             help="trunk weights: torchvision's for ImageNet, random, or a checkpoint"))
-        group.add_argument("--backbone", default="vgg16", metavar="NAME",
-                           help="vgg16 (the paper's), torchvision's vgg16_bn, resnet18 and so on, "
-                                "or timm:NAME (docs/backbones.md)")
+        group.add_argument("--backbone", type=backbone, metavar="NAME",
+                           help="torchvision's vgg16_bn, resnet18 and so on, or timm:NAME "
+                                "(docs/backbones.md; default: vgg16, the paper's)")
         group.add_argument("--output-stride", type=int, choices=(8, 16, 32),
                            help="pixels to a cell of the maps, for other networks (default: 16 "
                                 "where they can be dilated, else 32)")

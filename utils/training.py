@@ -57,7 +57,7 @@ def describe_network(args: argparse.Namespace, kind: str, num_classes: int) -> d
     """
     config: dict[str, Any] = {"network": kind, "num_classes": num_classes}
     where = getattr(args, "drs_where", None)
-    if args.backbone == "vgg16":
+    if args.backbone is None:
         if args.output_stride not in (None, 8):
             raise UserError(f"--output-stride {args.output_stride}: vgg16, the paper's, has "
                             "8; leave it out, or choose --backbone vgg16_bn")
@@ -79,12 +79,14 @@ def describe_network(args: argparse.Namespace, kind: str, num_classes: int) -> d
     return config
 
 
-def build_network(build: Callable[[Mapping[str, Any]], Any], config: Mapping[str, Any]) -> Any:
-    """`build(config)`, the network of a training.
+def new_network(build: Callable[[Mapping[str, Any]], Any], args: argparse.Namespace, kind: str,
+                num_classes: int) -> Any:
+    """The network of a training, made by `build` (`models.build`): a `kind` with random weights.
 
     Raises:
         UserError: there is no such network, or not with these options.
     """
+    config = describe_network(args, kind, num_classes)
     try:
         return build(config)
     except ValueError as error:
