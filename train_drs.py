@@ -23,6 +23,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
                        help="suppression controller; none is the plain CAM baseline")
     group.add_argument("--delta", type=positive_unit, default=0.55,
                        help="control value of --drs fixed")
+    group.add_argument("--drs-where", nargs="+", metavar="PATTERN",
+                       help="with --backbone: names of activations that DRS follows, such as "
+                            "'layer4.*' (default: all)")
     group = parser.add_training(epochs=15, lr=1e-3, milestones=[5, 10], weight_decay=5e-4)
     group.add_argument("--resize", type=positive_int,
                        help="side that images are resized to before the random crop "
@@ -45,10 +48,12 @@ def main(args: argparse.Namespace) -> None:
     from datasets.voc import VOCDataset, collate, validation_set
     from labelling.image_scores import ImageScorer, verdict
     from labelling.validation import validate
-    from models.classifier import Classifier, classification_loss
+    from models import build
+    from models.classifier import classification_loss
     from utils.engine import train_epoch
     from utils.loading import inference_batches, training_batches
-    from utils.training import Training, init_trunk, named_groups, suggest_lr, training_record
+    from utils.setup import init_trunk, named_groups, new_network, suggest_lr, training_record
+    from utils.training import Training
 
     root = DataRoot(args.data_root)
     runtime = begin(args)
@@ -60,8 +65,7 @@ def main(args: argparse.Namespace) -> None:
     val_batches = None if val_set is None else inference_batches(
         val_set, range(len(val_set)), args.batch_size, runtime, args.num_workers, collate)
 
-    model: Classifier = runtime.move(Classifier(len(root.classes), args.drs, args.delta, args.width,
-                                    args.batch_norm))
+    model = runtime.move(new_network(build, args, "classifier", len(root.classes)))
     optimizer = torch.optim.SGD(
         named_groups(model.parameter_groups(), args.lr, LR_FACTORS, args.weight_decay),
         lr=args.lr, momentum=0.9, nesterov=True)

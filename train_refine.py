@@ -35,10 +35,12 @@ def main(args: argparse.Namespace) -> None:
     from datasets.transforms import RefinementTraining
     from datasets.voc import VOCDataset, collate, validation_set
     from labelling.validation import validate
-    from models.refine import RefineNet, refinement_loss
+    from models import build
+    from models.refine import refinement_loss
     from utils.engine import train_epoch
     from utils.loading import inference_batches, training_batches
-    from utils.training import Training, init_trunk, named_groups, suggest_lr, training_record
+    from utils.setup import init_trunk, named_groups, new_network, suggest_lr, training_record
+    from utils.training import Training
 
     root = DataRoot(args.data_root)
     runtime = begin(args)
@@ -50,7 +52,7 @@ def main(args: argparse.Namespace) -> None:
     val_batches = None if val_set is None else inference_batches(
         val_set, range(len(val_set)), args.batch_size, runtime, args.num_workers, collate)
 
-    model: RefineNet = runtime.move(RefineNet(len(root.classes), args.width, args.batch_norm))
+    model = runtime.move(new_network(build, args, "refine", len(root.classes)))
     optimizer = torch.optim.Adam(
         named_groups(model.parameter_groups(), args.lr, LR_FACTORS, args.weight_decay), lr=args.lr)
     suggest_lr(args.batch_size, args.defaults["batch_size"], args.lr, args.defaults["lr"],

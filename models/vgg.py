@@ -33,6 +33,8 @@ class DilatedVGG16(LocalizationNetwork):
             paper's network has none.
     """
 
+    imagenet_file = "vgg16-397923af.pth"
+
     def __init__(self, num_classes: int, activation: Callable[[int], nn.Module],
                  width: float = 1.0, batch_norm: bool = False) -> None:
         super().__init__()

@@ -279,7 +279,7 @@ def test_two_processes_equal_one():
 
 def test_the_page_runs(capsys):
     text = (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8")
-    code, printed = (text.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", ""))
+    code, printed = (part.removeprefix("python") for part in text.split("```")[1:4:2])
     exec(compile(code, "docs/backbones.md", "exec"), {})
     report = capsys.readouterr().out
     assert all(line in report for line in printed.splitlines() if line != "  ...")

@@ -36,6 +36,7 @@ import labelling.summary  # noqa: F401
 import labelling.validation  # noqa: F401
 import labelling.visualize  # noqa: F401
 import models  # noqa: F401
+import utils.setup  # noqa: F401
 import utils.training  # noqa: F401
 from utils.files import output_folder
 from utils.stage import free, hold_path, launch

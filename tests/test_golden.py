@@ -13,7 +13,7 @@ from models.classifier import Classifier, classification_loss
 from models.drs import FixedDRS, LearnableDRS
 from models.refine import RefineNet, refinement_loss
 from train_drs import LR_FACTORS
-from utils.training import named_groups
+from utils.setup import named_groups
 
 CLASSES = ((3, 14), (8,))  # of the two golden images
 LABELS = torch.stack([F.one_hot(torch.tensor(c), 20).sum(dim=0) for c in CLASSES]).float()

@@ -32,7 +32,8 @@ from utils.loading import DeviceBatches, ShuffledBatches, training_batches
 from utils.outputs import unfinished
 from utils.provenance import RECORD, Record
 from utils.runtime import Runtime
-from utils.training import Training, suggest_lr
+from utils.setup import suggest_lr
+from utils.training import Training
 
 CPU = Runtime(torch.device("cpu"), 0, 1, None)
 
@@ -455,7 +456,7 @@ def test_processes_share_each_batch(world):
     (5, 1e-3, 1, None), (40, 4e-3, 1, None)])
 def test_a_larger_batch_has_its_learning_rate_suggested(monkeypatch, batch, lr, power, wanted):
     lines = []
-    monkeypatch.setattr("utils.training.log.info",
+    monkeypatch.setattr("utils.setup.log.info",
                         lambda text, *values: lines.append(text % values))
     suggest_lr(batch, 10, lr, 1e-3, power)
     assert len(lines) == (wanted is not None)

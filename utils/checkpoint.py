@@ -8,6 +8,7 @@ to the official format, `python -m utils.checkpoint show FILE` says what a file 
 import argparse
 import errno
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,9 @@ NETWORK_VALUES: dict[str, Callable[[Any], bool]] = {
     "width": lambda w: type(w) in (int, float) and 0 < w <= 16,
     "batch_norm": lambda b: type(b) is bool, "freeze_bn": lambda b: type(b) is bool,
     "drs": lambda d: d in ("learnable", "fixed", "none"),
+    "backbone": lambda b: type(b) is str and re.fullmatch(r"(timm:)?[\w.]{1,80}", b) is not None,
+    "output_stride": lambda n: n in (8, 16, 32),
+    "drs_where": lambda pattern: type(pattern) is str and len(pattern) <= 200,
     "delta": lambda d: type(d) in (int, float) and 0 < d <= 1,
     "blocks": lambda n: type(n) is int and 1 <= n <= 1000,
     "rates": lambda n: type(n) is int and 1 <= n <= 1000,
@@ -87,17 +91,7 @@ def read(path: str | Path, network: str | None = None, drs: str | None = None,
             arguments.
     """
     path = Path(path)
-    content = _load(path)
-    weights = content.get("model", content)
-    if not isinstance(weights, Mapping):
-        raise UserError(f"{path}: no checkpoint: 'model' is no state dict")
-    for name, value in weights.items():
-        if isinstance(value, Tensor):
-            check_tensor(str(name), value, path)
-    try:
-        state = released.clean_state(weights)
-    except ValueError as error:
-        raise UserError(f"checkpoint {path}: {error}") from error
+    content, state = weights(path)
     rest = {k: v for k, v in content.items() if k != "model"} if "model" in content else {}
     own = content.get("format") == FORMAT
     if own:
@@ -113,6 +107,25 @@ def read(path: str | Path, network: str | None = None, drs: str | None = None,
     try:
         return Checkpoint(path, state, released.infer_config(state, network, drs, delta), None,
                           rest)
+    except ValueError as error:
+        raise UserError(f"checkpoint {path}: {error}") from error
+
+
+def weights(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """All that a file holds, and its clean state dict, of whatever network.
+
+    Raises:
+        UserError: missing, truncated or hostile file, or it holds no weights.
+    """
+    content = _load(path)
+    found = content.get("model", content)
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path}: no checkpoint: 'model' is no state dict")
+    for name, value in found.items():
+        if isinstance(value, Tensor):
+            check_tensor(str(name), value, path)
+    try:
+        return content, released.clean_state(found)
     except ValueError as error:
         raise UserError(f"checkpoint {path}: {error}") from error
 
@@ -244,6 +257,9 @@ def export(source: Path, target: Path) -> None:
     if checkpoint.network["network"] == "deeplab":
         save(target, state)
         return
+    if "backbone" in checkpoint.network:
+        raise UserError(f"{source}: the official format is for VGG-16, this is a "
+                        f"{checkpoint.network['backbone']}")
     if checkpoint.network.get("width", 1) != 1 or checkpoint.network.get("batch_norm"):
         log.warning("%s is no full-size VGG-16 without batch norm: the official code cannot "
                     "load it, this project can", source)

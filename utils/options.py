@@ -56,6 +56,12 @@ def shard(text: str) -> tuple[int, int]:
     return int(number_of), int(total)
 
 
+def backbone(text: str) -> str | None:
+    """An argparse type: the name of a network; None is the paper's, which records of earlier
+    trainings do not name."""
+    return None if text == "vgg16" else text
+
+
 def neutral(option: argparse.Action) -> argparse.Action:
     """Mark an option that does not shape the result: work may go on with another value of it."""
     option.shapes_result = False  # type: ignore[attr-defined]
@@ -148,7 +154,13 @@ class StageParser(argparse.ArgumentParser):
                            help="side of the square the network sees, in pixels")
         neutral(group.add_argument(  # recorded by the file's content
             "--init", default="imagenet", metavar="imagenet|none|FILE",
-            help="trunk weights: torchvision's ImageNet VGG-16, random, or a checkpoint"))
+            help="trunk weights: torchvision's for ImageNet, random, or a checkpoint"))
+        group.add_argument("--backbone", type=backbone, metavar="NAME",
+                           help="torchvision's vgg16_bn, resnet18 and so on, or timm:NAME "
+                                "(docs/backbones.md; default: vgg16, the paper's)")
+        group.add_argument("--output-stride", type=int, choices=(8, 16, 32),
+                           help="pixels to a cell of the maps, for other networks (default: 16 "
+                                "where they can be dilated, else 32)")
         group.add_argument("--width", type=factor, default=1.0,
                            help="factor on all channel counts (1: the paper's VGG-16)")
         group.add_argument("--batch-norm", action="store_true",

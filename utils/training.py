@@ -4,11 +4,10 @@ In: model, optimizer, schedule and the record of what they are trained from. Out
 last.pth after every epoch, best.pth on improvement, metrics.json, provenance.json, TensorBoard.
 """
 
-import argparse
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,102 +16,14 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from utils import checkpoint, outputs, provenance
+from utils import checkpoint, provenance
 from utils.engine import MEND
 from utils.files import UserError, write_json
 from utils.loading import DeviceBatches
 from utils.logging import ScalarWriter
 from utils.runtime import Runtime
-from utils.stage import note
 
 log = logging.getLogger("drs")
-
-
-def named_groups(groups: Mapping[str, list[nn.Parameter]], lr: float, factors: Mapping[str, float],
-                 weight_decay: float | Mapping[str, float] = 0.0) -> list[dict[str, Any]]:
-    """Optimizer groups from named parameters; count and learning rate of each are logged.
-
-    Args:
-        groups: name -> parameters, every trainable parameter in exactly one.
-        lr: base learning rate.
-        factors: name -> factor on `lr`.
-        weight_decay: of all, or by name.
-    """
-    result = []
-    for name, parameters in groups.items():
-        decay = weight_decay[name] if isinstance(weight_decay, Mapping) else weight_decay
-        result.append({"name": name, "params": parameters, "lr": lr * factors[name],
-                       "weight_decay": decay})
-        log.info("parameters %-14s %3d tensors %11s elements  lr %g  weight decay %g", name,
-                 len(parameters), f"{sum(p.numel() for p in parameters):,}", lr * factors[name],
-                 decay)
-    return result
-
-
-def suggest_lr(batch: int, usual: int, lr: float, usual_lr: float, power: float = 1.0) -> None:
-    """Say which learning rate a larger batch than the paper's would want; nothing is changed.
-
-    Args:
-        batch, usual: images an optimizer step, now and in the paper.
-        lr, usual_lr: base learning rates, now and in the paper.
-        power: of the batches' ratio: 1 for SGD, 0.5 for Adam, as is the custom.
-    """
-    wanted = usual_lr * (batch / usual) ** power
-    if batch > usual and not math.isclose(lr, wanted, rel_tol=0.01):
-        log.info("%d images a step are %.3g times the paper's %d, which would want a learning rate "
-                 "of %.3g (%.3g times its %g); it stays at %g", batch, batch / usual, usual, wanted,
-                 wanted / usual_lr, usual_lr, lr)
-
-
-def init_trunk(model: Any, source: str) -> None:
-    """Give `model` its initial trunk: "imagenet", "none" (random) or a checkpoint file.
-
-    Raises:
-        UserError: the weights cannot be fetched or do not fit.
-    """
-    if source == "none":
-        log.info("initial weights: random")
-        return
-    if source == "imagenet":
-        try:
-            model.load_imagenet()
-        except (OSError, RuntimeError) as error:  # no network, or a broken download
-            raise UserError(
-                f"--init imagenet: torchvision's ImageNet weights cannot be loaded ({error}); "
-                "download vgg16-397923af.pth into ~/.cache/torch/hub/checkpoints/, or use "
-                "--init none or --init FILE") from error
-        log.info("initial weights: torchvision's, trained on ImageNet")
-        return
-    try:
-        names = model.load_trunk(checkpoint.read(source).state)
-    except ValueError as error:
-        raise UserError(f"--init {source}: {error}") from error
-    log.info("initial weights: %d trunk tensors of %s; head and DRS at random", len(names), source)
-
-
-def training_record(args: argparse.Namespace, root: Any, entries: Sequence[Any], runtime: Runtime,
-                    val_set: Any = None) -> provenance.Record:
-    """What a training with these options, data set and entries of a list is made from.
-
-    Args:
-        val_set: the `datasets.voc.VOCDataset` that chooses the best checkpoint, if any.
-    """
-    record = outputs.made_from(args, root, entries, runtime.precision)
-    note(images=len(entries))
-    if args.init in ("imagenet", "none"):
-        record.inputs["initial weights"] = args.init
-    else:
-        record.add_file("initial weights", Path(args.init))
-    if getattr(args, "maps_dir", None) is not None:
-        provenance.upstream(record, "localization maps", args.maps_dir,
-                            [entry.id for entry in entries])
-    if val_set is not None:
-        record.validation = outputs.image_facts(root, val_set.entries)
-        for kind, folder in (("mask", val_set.mask_dir), ("saliency", val_set.saliency_dir)):
-            if folder is not None:
-                provenance.upstream(record, provenance.VALIDATION + kind, folder,
-                                    list(record.validation))
-    return record
 
 
 class Training:

@@ -25,7 +25,8 @@ from utils.engine import Batch, train_epoch
 from utils.loading import training_batches
 from utils.logging import get_logger
 from utils.runtime import now
-from utils.training import Training, named_groups, suggest_lr
+from utils.setup import named_groups, suggest_lr
+from utils.training import Training
 
 log = get_logger()
 LABELS = "refined_pseudo_segmentation_labels"  # in the data root, as in the official project

@@ -1,0 +1,125 @@
+"""Other trunks: strides, names, parameter groups, and the stages with one of them."""
+
+import pytest
+import torch
+import torchvision
+from helpers import MACHINE, run_stage, stage_error
+
+from models import build
+from models.backbones import FAMILIES, Backbone
+from utils.checkpoint import export, read
+from utils.files import UserError
+
+TRAINING = ("--image-size", "64", "--batch-size", "4", "--epochs", "2", "--milestones", "2",
+            "--init", "none", "--backbone", "resnet18", "--output-stride", "8")
+DRS = ("--drs", "learnable", "--drs-where", "layer4.*")
+SLOW = ("densenet121", "vgg16_bn", "regnet_y_400mf", "efficientnet_b0", "mobilenet_v3_large")
+
+
+@pytest.mark.parametrize("name", ["resnet18", *(pytest.param(name, marks=pytest.mark.slow)
+                                                for name in SLOW)])
+def test_strides_and_names(name):
+    theirs = torchvision.models.get_model(name, weights=None).state_dict()
+    for stride in (8, 16, 32):
+        model = Backbone(3, name, stride).eval()
+        with torch.no_grad():
+            assert model.class_maps(torch.zeros(1, 3, 96, 64)).shape == (
+                1, 3, 96 // stride, 64 // stride)
+        assert model.load_trunk(theirs)
+        for key, value in model.state_dict().items():
+            assert not key.startswith("trunk.") or torch.equal(
+                value, theirs[key.removeprefix("trunk.")])
+
+
+def test_without_dilation_the_trunk_is_torchvisions():
+    theirs = torchvision.models.resnet18().eval()
+    model = Backbone(3, "resnet18", 32).eval()
+    model.load_trunk(theirs.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    pooled = model.trunk(x).mean((2, 3))
+    torch.testing.assert_close(theirs.fc(pooled), theirs(x))
+
+
+def test_dilation_keeps_what_every_other_pixel_sees():
+    """At twice the stride the same weights compute the maps at every second place."""
+    for name in ("resnet18", "resnet50"):
+        coarse = Backbone(3, name, 32).eval()
+        fine = Backbone(3, name, 8).eval()
+        fine.load_state_dict(coarse.state_dict())
+        x = torch.randn(1, 3, 128, 128)
+        torch.testing.assert_close(fine.class_maps(x)[..., ::4, ::4], coarse.class_maps(x),
+                                   rtol=1e-3, atol=1e-4)
+
+
+def test_groups_and_config():
+    config = {"network": "classifier", "num_classes": 3, "backbone": "resnet18",
+              "output_stride": 16, "drs": "learnable", "delta": 0.5, "drs_where": ["layer4.*"]}
+    model = build(config)
+    assert model.config == config and build(model.config).config == config
+    groups = model.parameter_groups()
+    assert sum(len(group) for group in groups.values()) == len(list(model.parameters()))
+    assert len(groups["head_weights"]) == 1 + 4 and len(groups["head_biases"]) == 1
+    with torch.device("meta"):  # as checkpoints are checked
+        assert build(config).state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize(("config", "message"), [
+    ({"backbone": "resnet19"}, "choose vgg16, .*resnet18"),
+    ({"backbone": "convnext_tiny", "output_stride": 8}, "--output-stride 32, not 8"),
+    ({"backbone": "timm:no_such_network"}, "timm"),
+    ({"backbone": "resnet18", "drs_where": ["nothing"]}, "fits no activation")])
+def test_what_there_is_not(config, message):
+    with pytest.raises(ValueError, match=message):
+        build({"network": "classifier", "num_classes": 3, **config})
+
+
+def test_timm():
+    pytest.importorskip("timm", reason="timm is not installed")
+    model = Backbone(3, "timm:resnet18", 16).eval()
+    assert model.class_maps(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 4, 4)
+    other = Backbone(3, "timm:mobilenetv3_small_050.lamb_in1k").eval()
+    assert len(FAMILIES) and other.class_maps(torch.zeros(1, 3, 64, 64)).shape == (1, 3, 2, 2)
+
+
+@pytest.mark.slow
+def test_the_stages(demo, tmp_path):
+    common = ("--data-root", demo, "--run-dir", tmp_path, *MACHINE)
+    run_stage("train_drs", *common, *TRAINING, *DRS)
+    run_stage("make_localization_maps", *common)
+    run_stage("train_refine", *common, *TRAINING, "--init", tmp_path / "classifier" / "best.pth")
+    run_stage("make_pseudo_labels", *common)
+    assert len(list((tmp_path / "pseudo_labels").glob("*.png"))) == 8
+    found = read(tmp_path / "classifier" / "last.pth")
+    assert found.network == {"network": "classifier", "num_classes": 3, "backbone": "resnet18",
+                             "output_stride": 8, "drs": "learnable", "delta": 0.55,
+                             "drs_where": ["layer4.*"]}
+    assert read(tmp_path / "refine" / "last.pth").network["backbone"] == "resnet18"
+    with pytest.raises(UserError, match="the official format is for VGG-16"):
+        export(tmp_path / "classifier" / "last.pth", tmp_path / "out.pth")
+    halves = ("--output-dir", tmp_path / "halves")
+    run_stage("train_drs", *common, *TRAINING, *DRS, *halves, "--epochs", "1")
+    run_stage("train_drs", *common, *TRAINING, *DRS, *halves)
+    other = read(tmp_path / "halves" / "last.pth").state
+    assert all(torch.equal(value, other[name]) for name, value in found.state.items())
+    assert "--backbone was resnet18, is resnet34" in stage_error(
+        "train_drs", *common, *TRAINING, *DRS, "--backbone", "resnet34")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("--backbone", "resnet19"), "--backbone resnet19: there is no such network"),
+    (("--drs-where", "nothing"), "--backbone resnet18: add_drs: where=['nothing'] fits no"),
+    (("--width", "0.5"), "--width and --batch-norm are vgg16's"),
+    (("--image-size", "32"), "--image-size 32: --backbone resnet18 needs 64"),
+    (("--backbone", "vgg16"), "--output-stride 16: vgg16"),
+    (("--backbone", "vgg16", "--output-stride", "8", "--drs-where", "x"), "--drs-where is for")])
+def test_errors(demo, tmp_path, options, message):
+    assert message in stage_error("train_drs", "--data-root", demo, "--run-dir", tmp_path, *MACHINE,
+                                  *TRAINING, "--output-stride", "16", *options)
+
+
+def test_initial_weights_from_a_file(demo, tmp_path):
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "own.pth")
+    common = ("--data-root", demo, "--run-dir", tmp_path, *MACHINE, *TRAINING, "--dry-run")
+    run_stage("train_drs", *common, "--init", tmp_path / "own.pth")
+    assert "do not fit this trunk" in stage_error(
+        "train_drs", *common, "--backbone", "resnet34", "--init", tmp_path / "own.pth")
