@@ -102,7 +102,6 @@ class Run(Section):
 
 class Config(Section):
     """The whole configuration, section by section."""
-
     EXP: Exp = Exp()
     DATASET: Dataset = Dataset()
     SPLIT: Split = Split()
