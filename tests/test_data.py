@@ -402,11 +402,6 @@ def test_training_batch_cannot_be_larger_than_the_list(demo):
         training_batches(dataset_of(demo), 9, Runtime(CPU, 0, 1, None), 0, 0, collate)
 
 
-def test_batch_must_be_divisible(demo):
-    with pytest.raises(UserError, match="batch of 4.*3 processes"):
-        training_batches(dataset_of(demo), 4, Runtime(CPU, 0, 3, None), 0, 0, collate)
-
-
 def test_collate():
     samples = [{"id": "a", "image": torch.zeros(3, 2, 2), "size": (2, 2),
                 "saliency": torch.zeros(5, 4)},

@@ -206,8 +206,8 @@ class Kinds:
     @staticmethod
     def record() -> provenance.Record:
         return provenance.Record("make", {"alpha": 0.2}, list(CLASSES), {"checkpoint": "ab"},
-                                 {"a": {"labels": [1], "image": 9}}, {}, {"when": "now"},
-                                 {"images": "here"})
+                                 {"a": {"labels": [1], "image": 9}}, {"when": "now"},
+                                 {"images": "here"}, {"b": {"image": 3}})
 
     @staticmethod
     def rebuilt(path: Path) -> None:
