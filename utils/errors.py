@@ -7,14 +7,17 @@ from pathlib import Path
 from utils.files import UserError
 
 ERROR_FILE = "DRS_ERROR_FILE"  # environment variable, see `error_file`
+# What PyTorch says of a process that is gone, by gloo, NCCL or the store.
+LOST = ("connection closed", "connection reset", "connection refused", "connection was closed",
+        "broken pipe", "gloo", "nccl", "failed to recv", "failed to send", "store")
 PATIENCE = 10  # seconds; torchrun looks after its processes several times a second
 
 
 def is_of_a_connection(error: BaseException) -> bool:
     """Whether the error may be what this process sees of another one's death."""
     words = str(error).lower()
-    return ERROR_FILE in os.environ and (type(error).__name__.startswith("Dist") or any(
-        word in words for word in ("gloo", "nccl", "connection closed", "connection reset")))
+    return isinstance(error, RuntimeError) and (
+        type(error).__name__.startswith("Dist") or any(sign in words for sign in LOST))
 
 
 def another_failed_first() -> bool:

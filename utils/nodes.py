@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.errors import is_of_a_connection
 from utils.files import UserError
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ ROOT = Path(__file__).resolve().parents[1]
 CODE = ("", "models", "datasets", "labelling", "utils", "DeepLab-V2-PyTorch",
         "DeepLab-V2-PyTorch/libs")
 SEEN_AFTER = 30.0  # seconds in which a shared folder must show what another machine has written
-# What PyTorch says of a process that is gone, by gloo, NCCL or the store.
-LOST = ("connection closed", "connection reset", "connection refused", "connection was closed",
-        "broken pipe", "gloo", "nccl", "failed to recv", "failed to send", "store")
 
 
 def several() -> bool:
@@ -103,8 +101,7 @@ def _text(path: Path) -> str | None:
 def lost_connection(error: BaseException) -> str | None:
     """The one line for the loss of a process on another machine; None for any other error."""
     text = str(error).strip()
-    if not several() or not isinstance(error, RuntimeError) \
-            or not any(sign in text.lower() for sign in LOST):
+    if not several() or not is_of_a_connection(error):
         return None
     return (f"the connection to another machine was lost ({text.splitlines()[0][:120]}): the "
             "cause is in the output there; the same command on every machine goes on from here")

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils import nodes
-from utils.errors import PATIENCE, another_failed_first, explain, fail, is_of_a_connection
+from utils.errors import (
+    ERROR_FILE,
+    PATIENCE,
+    another_failed_first,
+    explain,
+    fail,
+    is_of_a_connection,
+)
 from utils.files import UserError, output_folder, sweep, write_json
 from utils.logging import setup_logging
 
@@ -76,7 +83,7 @@ def launch(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace
         sys.exit(128 + signal.SIGINT)
     except Exception as error:
         message = explain(error) or nodes.lost_connection(error)
-        if message is None and is_of_a_connection(error):
+        if message is None and ERROR_FILE in os.environ and is_of_a_connection(error):
             time.sleep(PATIENCE)  # until `utils.torchrun`, which knows who died, ends this one, too
         if another_failed_first():
             sys.exit(1)  # a broken connection is only what this process saw of it
