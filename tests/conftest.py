@@ -47,3 +47,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
                      help="try N times as many damaged files")
     parser.addoption("--every-crash-point", action="store_true",
                      help="interrupt stages at every file operation, with every signal")
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Tests on the GPU run one after the other: they would share its memory."""
+    return 1 if config.option.markexpr == "cuda" else None
