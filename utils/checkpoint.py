@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from models import released
-from utils.files import UserError, atomic_write
+from utils.files import UserError, atomic_write, sweep_for
+from utils.options import MAX_SIDE, MIN_SIDE
 
 log = logging.getLogger("drs")
 FORMAT = "drs/1"
@@ -175,9 +176,18 @@ def read_network(args: argparse.Namespace, classes: Sequence[str]) -> Checkpoint
                         f"order: class {first} is {checkpoint.classes[first]} there, "
                         f"{classes[first]} in the data set")
     if args.image_size is None:
-        options = checkpoint.rest.get("made_from", {}).get("options", {})
-        args.image_size = options.get("image_size", 320)
+        args.image_size = _trained_side(checkpoint)
     return checkpoint
+
+
+def _trained_side(checkpoint: Checkpoint) -> int:
+    made_from = checkpoint.rest.get("made_from", {})
+    options = made_from.get("options", {}) if isinstance(made_from, dict) else None
+    side = options.get("image_size", 320) if isinstance(options, dict) else None
+    if type(side) is not int or not MIN_SIDE <= side <= MAX_SIDE:
+        raise UserError(f"checkpoint {checkpoint.path}: damaged, it does not tell the size of the "
+                        "images it was trained with; say it with --image-size")
+    return side
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -240,6 +250,7 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
 
 def save(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write `content` with torch.save, atomically."""
+    sweep_for(Path(path))
     # A file object, because torch.save reports a failed write to a path as a RuntimeError.
     with atomic_write(path) as tmp, open(tmp, "wb") as file:
         try:
