@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from models import released
 from utils.files import UserError, atomic_write, sweep_for
-from utils.options import MAX_SIDE, MIN_SIDE
+from utils.options import trained_side
 
 log = logging.getLogger("drs")
 FORMAT = "drs/1"
@@ -176,18 +176,8 @@ def read_network(args: argparse.Namespace, classes: Sequence[str]) -> Checkpoint
                         f"order: class {first} is {checkpoint.classes[first]} there, "
                         f"{classes[first]} in the data set")
     if args.image_size is None:
-        args.image_size = _trained_side(checkpoint)
+        args.image_size = trained_side(checkpoint.rest.get("made_from"), args.checkpoint)
     return checkpoint
-
-
-def _trained_side(checkpoint: Checkpoint) -> int:
-    made_from = checkpoint.rest.get("made_from", {})
-    options = made_from.get("options", {}) if isinstance(made_from, dict) else None
-    side = options.get("image_size", 320) if isinstance(options, dict) else None
-    if type(side) is not int or not MIN_SIDE <= side <= MAX_SIDE:
-        raise UserError(f"checkpoint {checkpoint.path}: damaged, it does not tell the size of the "
-                        "images it was trained with; say it with --image-size")
-    return side
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -229,6 +229,20 @@ class StageParser(argparse.ArgumentParser):
         return parsed
 
 
+def trained_side(record: Any, checkpoint: Path) -> int:
+    """The image size that the record in a checkpoint tells; where there is none, the paper's 320.
+
+    Raises:
+        UserError: it is no such record, or no such size.
+    """
+    try:
+        return int(side(str((record or {}).get("options", {}).get("image_size", 320))))
+    except (AttributeError, ValueError, argparse.ArgumentTypeError) as error:
+        raise UserError(f"checkpoint {checkpoint}: damaged, it does not tell the size of the "
+                        f"images it was trained with ({error}); say it with --image-size"
+                        ) from error
+
+
 def input_sides(args: argparse.Namespace, network: Mapping[str, Any]) -> list[int]:
     """The sides in pixels that --scales asks for.
 

@@ -4,7 +4,6 @@ Threads, not processes: decoding, resizing, counting and compressing run in C ou
 lock, results need no copying, and when the script ends, however it ends, nothing is left behind.
 """
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -12,18 +11,13 @@ from itertools import islice
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from utils.processes import cores
 from utils.stage import at_end
 
 T = TypeVar("T")
 R = TypeVar("R")
 AHEAD = 4  # items in flight for each thread
 Outcomes = SimpleQueue[tuple[Any, BaseException | None]]  # what a call returned, or raised
-
-
-def cores() -> int:
-    """The processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") \
-        else os.cpu_count() or 1
 
 
 class Threads:
@@ -61,7 +55,8 @@ class Threads:
     def _work(self, busy: threading.Lock) -> None:
         while (task := self._tasks.get()) is not None:
             outcomes, function, args = task
-            result, error = None, None
+            result: object = None
+            error: BaseException | None = None
             with busy:
                 if self._closed:
                     return
