@@ -38,7 +38,7 @@ def main(args: argparse.Namespace) -> None:
     runtime = begin(args)
     entries = root.entries(args.list)
     source = checkpoint.read_network(args, root.classes)
-    scales = input_sides(args)
+    scales = input_sides(args, source.network)
     model: Any = runtime.move(source.instantiate(build))
     if args.compile:
         model.class_maps = runtime.compile(model.class_maps)

@@ -7,7 +7,7 @@ DeepLab has run, RUN_DIR/deeplab.png. Scores and masks are shown where they are.
 
 import argparse
 
-from utils.files import UserError, atomic_write
+from utils.files import UserError, write_text
 from utils.logging import get_logger
 from utils.options import StageParser, positive_int
 from utils.stage import begin, launch
@@ -51,8 +51,7 @@ def main(args: argparse.Namespace) -> None:
     if table is None:
         log.info("no scores in %s: evaluate.py writes them, where there are masks", run / "scores")
     else:
-        with atomic_write(run / "table.md") as tmp:
-            tmp.write_text(table + "\n", encoding="utf-8")
+        write_text(run / "table.md", table + "\n")
         print(f"\n{table}\n")
     print(page)
 

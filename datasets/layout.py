@@ -5,6 +5,7 @@ them (`datasets/sources.py`). Everything read here comes from outside and is che
 """
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -138,7 +139,9 @@ class DataRoot:
             candidates += [self.list_dir / f"{name}_cls.txt", self.list_dir / f"{name}.txt",
                            self.root / f"{name}.txt", self.root / name]
         try:
-            return next((path for path in candidates if path.is_file()), None)
+            # A list that is no file or cannot be reached is an error, not a reason for another.
+            return next((path for path in candidates if path.is_file()
+                         or (path.suffix == ".txt" and os.path.lexists(path))), None)
         except OSError:  # a part that is too long for the file system
             return None
 

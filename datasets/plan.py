@@ -20,7 +20,7 @@ import torch
 from datasets.layout import DataRoot, Entry
 from datasets.lists import split
 from datasets.voc import require_files
-from utils.files import UserError, atomic_write, output_folder
+from utils.files import UserError, output_folder, write_text
 from utils.options import positive_unit, seed
 from utils.stage import launch
 
@@ -126,8 +126,7 @@ def background(args: argparse.Namespace, root: DataRoot, train: list[Entry], sai
 def write_list(path: Path, entries: list[Entry]) -> None:
     """Write an image list with class indices."""
     lines = [f"{entry.id}\t{' '.join(map(str, entry.labels or ())) or '-'}\n" for entry in entries]
-    with atomic_write(path) as tmp:
-        tmp.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+    write_text(path, "".join(lines))
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -69,6 +69,7 @@ def test_labelling_stages(demo, run, tmp_path, monkeypatch, script, checkpoint, 
     run_stage(script, *common, "--run-dir", tmp_path / "cpu")
     with pretend_cuda(monkeypatch):
         run_stage(script, *common, "--run-dir", tmp_path / "gpu")
+    assert not torch.backends.cudnn.benchmark  # it would try anew for each size of an image
     folder = "pseudo_labels" if script == "make_pseudo_labels" else "localization_maps"
     same(tmp_path / "cpu" / folder, tmp_path / "gpu" / folder)
 

@@ -366,22 +366,6 @@ def test_resume_with_another_precision(tmp_path):
     assert longer[:2] == history and math.isfinite(longer[2]["loss"])
 
 
-@pytest.mark.parametrize("damage", ["optimizer", "scheduler", "history", "best_score", "made_from"])
-def test_a_damaged_last_checkpoint_is_one_line(tmp_path, damage):
-    fit(tmp_path, 1)
-    content = torch.load(tmp_path / "last.pth", weights_only=True)
-    for value in ("a text", 7, None, {"a": 1}):
-        torch.save(content | {damage: value}, tmp_path / "last.pth")
-        if (damage, value) in (("best_score", None), ("best_score", 7)):
-            continue
-        with pytest.raises(UserError, match=r"last.pth.*--overwrite"):
-            fit(tmp_path, 2)
-    del content[damage]
-    torch.save(content, tmp_path / "last.pth")
-    with pytest.raises(UserError, match=r"last.pth.*--overwrite"):
-        fit(tmp_path, 2)
-
-
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     """The loss of an epoch may be finite when the step after it is not."""
     fit(tmp_path, 1)

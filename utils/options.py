@@ -4,7 +4,7 @@ Nothing heavy is imported here: `--help` and a mistyped option are answered in a
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -229,17 +229,35 @@ class StageParser(argparse.ArgumentParser):
         return parsed
 
 
-def input_sides(args: argparse.Namespace) -> list[int]:
+def trained_side(record: Any, checkpoint: Path) -> int:
+    """The image size that the record in a checkpoint tells; where there is none, the paper's 320.
+
+    Raises:
+        UserError: it is no such record, or no such size.
+    """
+    try:
+        return int(side(str((record or {}).get("options", {}).get("image_size", 320))))
+    except (AttributeError, ValueError, argparse.ArgumentTypeError) as error:
+        raise UserError(f"checkpoint {checkpoint}: damaged, it does not tell the size of the "
+                        f"images it was trained with ({error}); say it with --image-size"
+                        ) from error
+
+
+def input_sides(args: argparse.Namespace, network: Mapping[str, Any]) -> list[int]:
     """The sides in pixels that --scales asks for.
+
+    Args:
+        network: the description of the network (`utils.checkpoint.Checkpoint`).
 
     Raises:
         UserError: one is too small for the network, or absurdly large.
     """
+    smallest = max(MIN_SIDE, network.get("output_stride", MIN_SIDE))
     sides = [round(scale * args.image_size) for scale in args.scales]
     for scale, length in zip(args.scales, sides, strict=True):
-        if not MIN_SIDE <= length <= MAX_SIDE:
-            raise UserError(f"--scales: {scale:g} of {args.image_size} pixels is {length}; a "
-                            f"network takes {MIN_SIDE} to {MAX_SIDE}")
+        if not smallest <= length <= MAX_SIDE:
+            raise UserError(f"--scales: {scale:g} of {args.image_size} pixels is {length}; this "
+                            f"network takes {smallest} to {MAX_SIDE}")
     return sides
 
 
