@@ -160,8 +160,8 @@ def validation_score(network: nn.Module, cam: bool, root: Path, side: int, alpha
     """mIoU on the list "train" by the rule without its ignore steps, at one scale."""
     pairs = []
     for name, classes in listed(root, "train"):
-        scores = localization_scores(network.class_maps, cam, network_input(photo(root, name), side),
-                                     [side], (side, side), classes)
+        image = network_input(photo(root, name), side)
+        scores = localization_scores(network.class_maps, cam, image, [side], (side, side), classes)
         salient = pixels(root / f"saliency_map/{name}.png", side) > 50
         pairs.append((label_of(scores, 1.0 - salient, alpha, ignore=False),
                       pixels(root / f"SegmentationClassAug/{name}.png", side)))

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from golden_recipe import golden_state
 from helpers import MACHINE, run_stage
-from reference import assert_same_training, metrics
 
 from models.classifier import Classifier
 from train_drs import parse
@@ -84,7 +83,7 @@ def test_the_script_trains_as_the_method_says(ten_images, tmp_path, drs):
                   "--seed", SEED, "--alpha", ALPHA)
     with reference.recorded_steps() as expected_steps:
         expected = train_plainly(ten_images, drs, milestones)
-    assert_same_training(tmp_path / "classifier", expected, steps, expected_steps)
+    reference.assert_same_training(tmp_path / "classifier", expected, steps, expected_steps)
 
 
 def test_the_defaults_are_the_papers():
