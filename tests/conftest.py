@@ -24,6 +24,19 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def ten_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root of 10 training images, no whole number of batches, and 8 to choose a best epoch
+    by, of which 4 are not among them."""
+    folder = tmp_path_factory.mktemp("ten") / "data"
+    generate(folder, num_classes=3, train=10, val=4, single=1, size=64, workers=1)
+    lists = folder / "ImageSets" / "Segmentation"
+    training, held_out = ((lists / f"{name}.txt").read_text().splitlines(keepends=True)
+                          for name in ("train_aug", "val"))
+    (lists / "train.txt").write_text("".join([*held_out, *training[-4:]]))
+    return folder
+
+
 @pytest.fixture
 def own_demo(demo: Path, tmp_path: Path) -> Path:
     """A copy of the data root that a test may spoil."""
