@@ -410,7 +410,6 @@ def test_every_option_has_a_row(monkeypatch):
     assert not lacking
 
 
-@BROKEN  # CRF.PROCESSES
 def test_every_key_of_deeplab_has_a_row():
     keys = {f"{section}.{key}" for section, values in Config().to_dict().items() for key in values}
     assert keys == {row.name for row in ROWS if row.name.isupper()}
