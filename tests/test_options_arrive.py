@@ -370,9 +370,7 @@ def moved(names: set[str], words: list[str]) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("row", [
-    pytest.param(row, marks=BROKEN) if (row.command, row.name) == ("report", "--output-dir") else row
-    for row in ROWS], ids=lambda row: f"{row.command} {row.option} {row.given}")
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.command} {row.option} {row.given}")
 def test_option(row, places, consumers, tmp_path, monkeypatch):
     command, key = COMMANDS[row.command], (row.command, row.given)
     if key not in BASES:
