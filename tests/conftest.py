@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import MACHINE, TRAINING, run_stage
+from hypothesis import settings
 
 from datasets.synthetic import generate
 
@@ -14,6 +15,9 @@ from datasets.synthetic import generate
 torch.set_num_threads(1)
 # A shell that starts the tests with & has them, and all they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# The same examples each time, however slow the machine.
+settings.register_profile("drs", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("drs")
 
 
 @pytest.fixture(scope="session")

@@ -35,7 +35,6 @@ DATASET: {{ROOT: {root}, LABEL_DIR: {root}/SegmentationClassAug}}
 IMAGE: {{CROP: 49, SCALES: [0.75, 1.0, 1.25]}}
 MODEL: {{NAME: small, BLOCKS: [1, 1, 1, 1], WIDTH: 0.125}}
 SOLVER: {{ITER_MAX: 5, ITER_SAVE: 2, ITER_SIZE: 2, BATCH_SIZE: 4, LR: 0.001, LR_DECAY: 1}}
-CRF: {{PROCESSES: 1}}
 RUN: {{NUM_WORKERS: 0, DEVICE: cpu, AMP: off}}
 """
 
@@ -168,7 +167,7 @@ def test_test_and_crf_agree_with_their_labels_and_with_stored_logits(trained, tm
 
     run("crf", trained, "--labels-dir", tmp_path / "direct")
     direct = scores(trained, "scores_crf.json")
-    run("crf", trained, "--stored-logits", "CRF.PROCESSES=2", "--labels-dir", tmp_path / "stored",
+    run("crf", trained, "--stored-logits", "--labels-dir", tmp_path / "stored",
         "--scores", tmp_path / "elsewhere" / "stored.json")
     stored = json.loads((tmp_path / "elsewhere" / "stored.json").read_text())
     assert stored["miou"] == pytest.approx(direct["miou"], abs=2e-3)
