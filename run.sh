@@ -174,7 +174,9 @@ run() {
 # score NAME ARGS...: mIoU, precision and recall of a folder, kept for the report.
 score() {
     printf '\n== scores: %s\n' "$1"
-    once evaluate.py "${COMMON[@]}" --list "$SCORED" --name "$@"
+    local command=(evaluate.py "${COMMON[@]}" --list "$SCORED" --name "$@")
+    # It works with threads: one process a machine.
+    if [ "$NODES" -gt 1 ]; then together 1 "${command[@]}"; else python "${command[@]}"; fi
 }
 
 stage_data() {

@@ -59,7 +59,7 @@ FOUR = ("--list", "four")
 STAGES: dict[str, tuple[Any, ...]] = {
     "train_drs": (*FOUR, *NETWORK),
     "make_localization_maps": (*FOUR, "--batch-size", "2"),
-    "train_refine": (*FOUR, *NETWORK),
+    "train_refine": (*FOUR, *NETWORK, "--epochs", "1", "--save-every", "1e-9"),
     "make_pseudo_labels": (*FOUR, "--batch-size", "2", "--save-maps", "RUN/refined_maps"),
     "evaluate": (*FOUR, "--labels-dir", "RUN/pseudo_labels"),
 }

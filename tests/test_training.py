@@ -317,8 +317,7 @@ def fit(folder: Path, epochs: int, scores: list[float] | None = None, batch: int
     training.resume()
     remaining, batches = iter(scores or []), batches_of(Figures(), batch)
     for _ in training.epochs(epochs, batches):
-        row = engine.train_epoch(model, batches, squared, optimizer, training.scaler, runtime,
-                                 **arguments)
+        row = engine.train_epoch(model, batches, squared, training, **arguments)
         scheduler.step()
         training.end_epoch(row, next(remaining) if scores else None)
     return model, training.history
@@ -461,8 +460,9 @@ def test_a_loss_that_is_not_finite_stops(tmp_path, bad):
 
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = Training(tmp_path, model, optimizer, MultiStepLR(optimizer, [1]), record(), CPU)
     with pytest.raises(FloatingPointError, match="--lr"):
-        engine.train_epoch(model, batches_of(Broken(), 4), squared, optimizer, CPU.scaler(), CPU)
+        engine.train_epoch(model, batches_of(Broken(), 4), squared, training)
 
 
 def test_a_training_that_diverges_says_so(demo, tmp_path):

@@ -145,6 +145,9 @@ class StageParser(argparse.ArgumentParser):
         # More epochs may follow later: what was trained so far is not changed by their number.
         neutral(group.add_argument("--epochs", type=positive_int, default=epochs,
                                    help="passes over the list"))
+        neutral(group.add_argument(
+            "--save-every", type=not_negative, default=30, metavar="MINUTES",
+            help="save within an epoch, too, after this long; 0: at the ends of epochs only"))
         group.add_argument("--lr", type=positive, default=lr, help="base learning rate")
         group.add_argument("--milestones", type=positive_int, nargs="*", default=milestones,
                            help="epochs (from 1) at whose start the learning rate falls to a tenth")
