@@ -319,7 +319,6 @@ def rows() -> Iterator[Row]:
 
 
 ROWS = list(rows())
-BROKEN = pytest.mark.xfail(strict=True, reason="an option that does not arrive")
 BASES: dict[tuple[str, str], dict[str, Any]] = {}  # what the command does without the option
 
 
@@ -398,7 +397,6 @@ def test_option(row, places, consumers, tmp_path, monkeypatch):
     assert not moves or base["files"] != now["files"]
 
 
-@BROKEN  # evaluate --background-score, make_saliency --amp and --compile
 def test_every_option_has_a_row(monkeypatch):
     told = {(COMMANDS[row.command].module, COMMANDS[row.command].sub, row.name) for row in ROWS}
     lacking = [f"{name} {' '.join(names(action))}" for name, command in COMMANDS.items()
