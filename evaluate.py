@@ -1,8 +1,9 @@
 """Score pseudo labels, predictions or localization maps against masks.
 
 In: a folder of label PNGs, or of localization maps, which the label rule (without its ignore
-steps) turns into labels. Out: a table, and OUTPUT_DIR/NAME.json with the scores, the mIoU of each
-image and, for maps, the scores over a sweep of alphas. The only stage that must have masks.
+steps) turns into labels; where no saliency maps are used, alpha is the background's score as well.
+Out: a table, and OUTPUT_DIR/NAME.json with the scores, the mIoU of each image and, for maps, the
+scores over a sweep of alphas. The only stage that must have masks.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--name", type=file_name,
                        help="name of the result (default: that of the folder); it is written to "
                             "OUTPUT_DIR/NAME.json")
-    parser.add_labelling()
+    parser.add_labelling(sweep=True)
     parser.add_argument("--alphas", type=unit, nargs="+", metavar="A",
                         help="with --maps-dir: the sweep (default: 0 to 0.6 in steps of 0.05); "
                              "the result itself is always that at --alpha")

@@ -487,12 +487,11 @@ def read_metrics(path: Path, seen: dict[str, Any]) -> None:
 
 
 def read_record(path: Path, seen: dict[str, Any]) -> None:
-    if "images" in seen:  # the first folder's counts
-        return
-    record = json.loads(path.read_text())
+    record, also = json.loads(path.read_text()), "also." * ("images" in seen)  # a second folder's
     for group in ("options", "inputs"):
-        seen |= {f"{group}.{key.replace(' ', '-')}": value for key, value in record[group].items()}
-    seen |= {key: json.dumps(record[key]) for key in ("images", "validation", "classes")}
+        seen |= {f"{also}{group}.{key.replace(' ', '-')}": value
+                 for key, value in record[group].items()}
+    seen |= {also + key: json.dumps(record[key]) for key in ("images", "validation", "classes")}
 
 
 READERS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
@@ -503,13 +502,14 @@ def changed(base: dict[str, Any], now: dict[str, Any]) -> set[str]:
     """The aspects that differ. Of files that only one of the two has, "files" speaks."""
     found = set()
     for name in base.keys() | now.keys():
-        if name.startswith(("options.", "inputs.")):
+        if name.removeprefix("also.").startswith(("options.", "inputs.")):
             # An option that one record has and the other has not; without a record, neither.
             old, new = base.get(name), now.get(name)
             if isinstance(old, dict) and isinstance(new, dict):
                 found |= {f"{name}.{key}" for key in old if old[key] != new[key]}
                 continue
-            differs = "images" in base.keys() & now.keys() and old != new
+            record = "also.images" if name.startswith("also.") else "images"
+            differs = record in base.keys() & now.keys() and old != new
         elif name not in base or name not in now:
             continue
         elif isinstance(base[name], dict):

@@ -28,7 +28,7 @@ import pytest
 import torch
 import torch.utils.tensorboard  # noqa: F401
 import torchvision  # noqa: F401
-from helpers import MACHINE, ROOT, run_stage
+from helpers import MACHINE, ONNX_MACHINE, ROOT, run_stage
 
 import datasets.command  # noqa: F401
 import datasets.plan  # noqa: F401
@@ -149,7 +149,8 @@ def run(stage: str, root: Path, folder: Path, *more: object) -> None:
     if name == "deeplab":
         return launch(deeplab.main, deeplab.parse([
             command, "-c", str(root / "deeplab.yaml"), f"EXP.OUTPUT_DIR={folder}", *options]))
-    machine = () if name in ("evaluate", "report", "export_labels") else MACHINE
+    machine = () if name in ("evaluate", "report", "export_labels") else (
+        ONNX_MACHINE if name == "make_saliency" else MACHINE)
     run_dir = () if name == "export_labels" else ("--run-dir", folder)
     run_stage(name, "--data-root", root, *run_dir, *machine, *options)
 

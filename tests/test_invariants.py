@@ -471,6 +471,13 @@ def test_an_epoch_shows_every_image_once(length, batch, seed, world, epoch):
     assert [sum(parts, []) for parts in zip(*shares, strict=True)] == alone
 
 
+@given(seed=st.integers(0, 9), epoch=st.integers(1, 5), other=st.integers(6, 9))
+def test_each_epoch_has_an_order_of_its_own(seed, epoch, other):
+    orders = [[index for keys in drawn(ShuffledBatches(30, 5, own), at) for _, index in keys]
+              for own, at in ((seed, epoch), (seed, epoch + 1), (seed, other), (seed + 1, epoch))]
+    assert len(set(map(tuple, orders))) == len({epoch, epoch + 1, other}) + 1
+
+
 @given(**ORDERS, stretch=st.integers(1, 7), total=st.integers(1, 30))
 def test_stretches_cut_an_endless_order(length, batch, seed, world, stretch, total):
     """Where it is cut changes nothing; whoever goes on in the middle gets the rest."""
@@ -581,6 +588,13 @@ def test_regions_and_their_outlines_give_the_labels_back(label):
         assert cv2.connectedComponents(one, connectivity=8)[0] == 2
     decided = np.where(label == IGNORE, 0, label)
     assert np.array_equal(drawn, decided) and np.array_equal(filled, decided)
+
+
+@given(label_images())
+def test_regions_are_all_that_hangs_together(label):
+    for number in (1, 2):
+        parts = cv2.connectedComponents((label == number).astype(np.uint8), connectivity=8)[0] - 1
+        assert sum(region.label == number for region in regions(label)) == parts
 
 
 @given(label_images(), st.integers(1, 30))

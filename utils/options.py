@@ -91,10 +91,11 @@ class StageParser(argparse.ArgumentParser):
         images: default of --list; None: every image.
         output: name of the default output folder inside the run folder.
         batch_size: default of --batch-size; None: the stage runs no network.
+        pytorch: the network is one of PyTorch's, which has precision and compiler to choose.
     """
 
     def __init__(self, doc: str | None, *, images: str | None, output: str,
-                 batch_size: int | None) -> None:
+                 batch_size: int | None, pytorch: bool = True) -> None:
         super().__init__(description=doc, formatter_class=_Formatter)
         self.output, self.checkpoint = output, ""
         group = self.add_argument_group("data and output")
@@ -115,9 +116,9 @@ class StageParser(argparse.ArgumentParser):
             "--dry-run", action="store_true",
             help="open, build and check everything, draw one batch, say what would be done"))
         if batch_size is not None:
-            self._add_machine(batch_size)
+            self._add_machine(batch_size, pytorch)
 
-    def _add_machine(self, batch_size: int) -> None:
+    def _add_machine(self, batch_size: int, pytorch: bool) -> None:
         group = self.add_argument_group("machine")
         # These two shape a training, see add_training; labelling they change to rounding or not.
         self._random = [
@@ -127,11 +128,13 @@ class StageParser(argparse.ArgumentParser):
                                        help="of all random choices"))]
         neutral(group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                                    help="auto: the GPU, if there is one"))
-        neutral(group.add_argument(
-            "--amp", choices=("auto", "bf16", "fp16", "off"), default="auto",
-            help="mixed precision; auto: bf16 where the hardware runs it fast"))
-        neutral(group.add_argument("--compile", action="store_true",
-                                   help="compile the network first (minutes, then faster steps)"))
+        if pytorch:
+            neutral(group.add_argument(
+                "--amp", choices=("auto", "bf16", "fp16", "off"), default="auto",
+                help="mixed precision; auto: bf16 where the hardware runs it fast"))
+            neutral(group.add_argument(
+                "--compile", action="store_true",
+                help="compile the network first (minutes, then faster steps)"))
         neutral(group.add_argument("--num-workers", type=processes, metavar="N",
                                    help="data loading processes; 0: in the main process "
                                         "(default: the cores that this process has)"))
@@ -197,16 +200,21 @@ class StageParser(argparse.ArgumentParser):
             help="do the I-th of N shares of the list's batches, into the same output folder as "
                  "the others, with the same --batch-size (docs/cluster.md)"))
 
-    def add_labelling(self) -> argparse._ArgumentGroup:
-        """Options of the rule that turns maps into labels. Returns the group to add to."""
+    def add_labelling(self, sweep: bool = False) -> argparse._ArgumentGroup:
+        """Options of the rule that turns maps into labels. Returns the group to add to.
+
+        Args:
+            sweep: the rule is used at many alphas, each of which is the background's score, too.
+        """
         group = self.add_argument_group("labels")
         group.add_argument("--alpha", type=unit, default=0.2,
                            help="localization scores below are no evidence (paper, Experiments)")
         group.add_argument("--background", choices=("saliency", "threshold", "crf"),
                            help="background cue: saliency maps (the default where they are), a "
                                 "constant score, or that sharpened by a CRF")
-        group.add_argument("--background-score", type=positive_unit, default=0.2, metavar="S",
-                           help="the constant score of --background threshold and crf")
+        if not sweep:
+            group.add_argument("--background-score", type=positive_unit, default=0.2, metavar="S",
+                               help="the constant score of --background threshold and crf")
         neutral(group.add_argument(  # recorded by the files in it
             "--saliency-dir", type=Path, metavar="DIR",
             help="saliency maps (default: DATA_ROOT/saliency_map)"))
