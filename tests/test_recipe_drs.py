@@ -13,7 +13,7 @@ from helpers import MACHINE, run_stage
 from models.classifier import Classifier
 from train_drs import parse
 
-SEED, BATCH, SIDE, RESIZE, LR, DECAY, ALPHA, WIDTH = 3, 4, 32, 41, 0.01, 0.01, 0.8, 0.0625
+SEED, BATCH, SIDE, RESIZE, LR, DECAY, ALPHA, WIDTH = 6, 4, 32, 41, 0.01, 0.01, 0.5, 0.0625
 # The three modes with their options, and the epochs at whose start the learning rate falls.
 MODES = {"none": ((), (2, 3)), "fixed": (("--delta", "0.4"), (1, 3)), "learnable": ((), (2, 3))}
 # Factors on the learning rate, by (trunk?, bias?).
