@@ -20,7 +20,7 @@ from utils import checkpoint, provenance
 from utils.engine import MEND
 from utils.files import UserError, write_json
 from utils.loading import DeviceBatches
-from utils.logging import ScalarWriter
+from utils.logging import ScalarWriter, duration
 from utils.runtime import Runtime
 
 log = logging.getLogger("drs")
@@ -104,6 +104,11 @@ class Training:
                 self._start, self._lr = time.monotonic(), self.optimizer.param_groups[0]["lr"]
                 batches.set_epoch(epoch)
                 yield epoch
+                if batches.foretell and epoch < total:  # an epoch too short to time its batches
+                    log.info("about %s for the %d %ss that are left",
+                             duration((time.monotonic() - self._start) * (total - epoch)),
+                             total - epoch, self.unit)
+                    batches.foretell = 0
         finally:
             writer.close()
 
