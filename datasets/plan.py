@@ -50,7 +50,7 @@ def schedule(images: int, shorter: int = 1) -> dict[str, object]:
         # Epochs are counted from 1, and the rate falls at the start of a milestone.
         settings[f"{name}MILESTONES"] = f"{max(2, round(third))} {max(3, round(2 * third))}"
     iterations = ITERATIONS * math.sqrt(images / PAPER_IMAGES) / shorter
-    settings["ITERATIONS"] = max(20, round(iterations, -1))
+    settings["ITERATIONS"] = max(20, 10 * round(iterations / 10))
     return settings
 
 
