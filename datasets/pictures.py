@@ -23,11 +23,13 @@ UNSUPPORTED = frozenset({
     ".eps", ".pdf", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".srw",
     ".pef", ".mov", ".mp4", ".m4v", ".avi", ".mkv", ".webm", ".3gp", ".mts", ".mpg", ".mpeg",
     ".wmv"}) - IMAGE_SUFFIXES
+SPREADSHEETS = frozenset({".xlsx", ".xls", ".ods", ".numbers"})
 DOCUMENTS = frozenset({".csv", ".tsv", ".json", ".xml"})  # what image-level labels come in
 # Folders of a data root that hold pictures, but no photos.
 RESERVED = frozenset({"SegmentationClass", "SegmentationObject", "SegmentationClassAug",
                       "saliency_map", "localization_maps", "refined_pseudo_segmentation_labels"})
 NOT_SUPPORTED, NOT_A_FILE = "format not supported; convert it to JPEG", "no regular file"
+NO_TABLE = "save it as CSV, if it says what is in the images"
 MAX_ID_BYTES = 200  # a file name has 255, of which a temporary name needs some
 MAX_PARTS = 32  # folders in a name that is looked up
 
@@ -41,7 +43,8 @@ class Pictures:
 
     Attributes:
         by_id: image id -> file, in the order of the paths.
-        skipped: file -> why it is no image for us; only what has the name of a photo or video.
+        skipped: file -> why it is not read; only what has the name of a photo, video or
+            spreadsheet.
         documents: the other files that may say what is in the images.
         clashes: a message for each file whose id another one has already.
         where: the places, for messages.
@@ -68,6 +71,8 @@ class Pictures:
     def _add(self, path: Path, relative: str, suffix: str) -> None:
         if suffix in UNSUPPORTED:
             self.skipped[path] = NOT_SUPPORTED
+        elif suffix in SPREADSHEETS:
+            self.skipped[path] = NO_TABLE
         elif suffix in IMAGE_SUFFIXES | DOCUMENTS and not path.is_file():
             self.skipped[path] = NOT_A_FILE
         elif suffix in DOCUMENTS:
@@ -123,6 +128,12 @@ class Pictures:
                 for name in {base, without_suffix(base)}:
                     names[name] = (*names.get(name, ()), image_id)[:2]
         return names
+
+    @property
+    def passed_over(self) -> str:
+        """A sentence on the files in `skipped`; empty: there are none."""
+        skipped = [f"{path.name}: {why}" for path, why in self.skipped.items()]
+        return f"{count(len(skipped), 'file')} passed over; {some(skipped)}" if skipped else ""
 
     def holds(self, folder: str) -> bool:
         """Whether there are images in a folder, given as a path below its place, or below it."""
@@ -216,6 +227,11 @@ def without_suffix(name: str) -> str:
 def nfc(text: str) -> str:
     """The text with letters and accents composed: equal for names that look equal."""
     return unicodedata.normalize("NFC", text)
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: 1 file, 2,000 files."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def some(items: Sequence[object], show: int = 3) -> str:

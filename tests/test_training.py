@@ -395,6 +395,14 @@ def test_the_first_steps_foretell_the_time(monkeypatch):
     assert len(list(batches)) == 20 and len(said) == 1  # said once
 
 
+def test_epochs_too_short_to_time_a_batch_foretell_the_time_as_well(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr("utils.training.log.info", lambda text, *args: said.append(text % args))
+    fit(tmp_path, 3)
+    assert [line for line in said if line.startswith("about ")] == [
+        "about 0 s for the 2 epochs that are left"]
+
+
 def test_two_passes_never_have_the_same_order():
     order = ShuffledBatches(10, 3, seed=0)
     passes = []

@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from utils.files import UserError
+from utils.logging import duration
 from utils.runtime import Runtime
 
 log = logging.getLogger("drs")
@@ -109,9 +110,8 @@ class DeviceBatches:
                 start = time.monotonic()
             elif self.foretell and index == WARM_UP + TIMED:
                 each = (time.monotonic() - start) / TIMED
-                minutes = each * (len(self) * self.foretell - self.done) / 60
                 log.info("%.2g s a batch: about %s in all, if validation takes none", each,
-                         f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h")
+                         duration(each * (len(self) * self.foretell - self.done)))
                 self.foretell = 0
             batch = {name: value.to(self.device, non_blocking=True)
                      if isinstance(value, torch.Tensor) else value

@@ -21,7 +21,7 @@ from utils import checkpoint, provenance
 from utils.engine import MEND, check_finite
 from utils.files import UserError, write_json
 from utils.loading import DeviceBatches
-from utils.logging import ScalarWriter
+from utils.logging import ScalarWriter, duration
 from utils.runtime import Runtime
 
 log = logging.getLogger("drs")
@@ -135,6 +135,11 @@ class Training:
             for epoch in range(done + 1, total + 1):
                 self._begin(epoch, batches)
                 yield epoch
+                if batches.foretell and epoch < total:  # an epoch too short to time its batches
+                    log.info("about %s for the %d %ss that are left",
+                             duration((time.monotonic() - self._start) * (total - epoch)),
+                             total - epoch, self.unit)
+                    batches.foretell = 0
         finally:
             writer.close()
 
