@@ -4,7 +4,7 @@ Measured: the stages themselves with --dry-run (everything opened, recorded and 
 drawn) on a folder of links to a few drawn photos, and a list of a million lines; the processor time
 that an image takes outside the network (`benchmarks.data_path`); the size of its files. Counted:
 the networks' floating point operations. Calculated from these, on the assumptions of the command
-line, and marked so: hours per million images on 1, 8 and 64 GPUs.
+line, and marked so: seconds per million images on 1, 8 and 64 GPUs.
 
     python -m benchmarks.scale --images 20000 200000 --lines 1000000
 """
@@ -82,7 +82,8 @@ def list_of(lines: int, folder: Path) -> tuple[float, float]:
     pictures = Pictures()
     for index in range(lines):
         name = f"{index:07d}.jpg"
-        pictures.by_id[name[:-4]], pictures._relative[name[:-4]] = folder / name, name
+        pictures.by_id.add(name[:-4], f"{folder}/{name}")
+        pictures._relative[name[:-4]] = name
     path = folder / "long.txt"
     path.write_text("".join(f"{index:07d} {index % CLASSES}\n" for index in range(lines)))
     before, start = resident_mib(), time.process_time()
@@ -154,10 +155,11 @@ def operations() -> dict[str, float]:
 
 # Calculated
 
-def hours(operations_each: float, ms_each: float, args: argparse.Namespace) -> tuple[float, float]:
-    """Hours per million images by the network and by the loading, on one GPU."""
-    network = operations_each * MILLION / (args.tflops * args.utilisation)
-    return network / 3600, ms_each / 1000 * MILLION / args.cores / 3600
+def seconds(operations_each: float, ms_each: float, args: argparse.Namespace
+            ) -> tuple[float, float]:
+    """Seconds per million images by the network and by the loading, on one GPU."""
+    return (operations_each * MILLION / (args.tflops * args.utilisation),
+            ms_each / 1000 * MILLION / args.cores)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -185,19 +187,19 @@ def main(argv: list[str] | None = None) -> None:
             print(f"| `{stage}` | " + " | ".join(
                 f"{clock:.0f}, {processor:.0f}, {memory:.0f}"
                 for clock, memory, processor in (row[stage] for row in found)) + " |")
-        seconds, memory = list_of(args.lines, folder / "long")
-        print(f"\nA list of {args.lines:,} lines: {seconds:.1f} s of processor, {memory:.0f} MiB "
+        taken, memory = list_of(args.lines, folder / "long")
+        print(f"\nA list of {args.lines:,} lines: {taken:.1f} s of processor, {memory:.0f} MiB "
               "beyond the images' names.\n", flush=True)
         loading = processor_ms(folder / "photos", args.photos)
     print(f"Calculated, for {args.tflops:g} TFLOP/s at {args.utilisation:.0%} and {args.cores} "
           "cores a GPU; loading measured on this machine:\n\n| one pass over a million images | "
-          "10^12 operations an image | network, hours on "
-          + " / ".join(map(str, GPUS)) + " GPUs | loading ms an image | loading, hours on "
-          + " / ".join(map(str, GPUS)) + " |\n| --- | ---: | ---: | ---: | ---: |")
+          "10^12 operations an image | network, s on "
+          + " / ".join(map(str, GPUS)) + " GPUs | loading, ms an image | loading, s on "
+          + " / ".join(map(str, GPUS)) + " GPUs |\n| --- | ---: | ---: | ---: | ---: |")
     for stage, each in operations().items():
         ms = loading[LOADED_AS.get(stage, stage)]
-        cells = [" / ".join(f"{value / count:.2g}" for count in GPUS)
-                 for value in hours(each, ms, args)]
+        cells = [" / ".join(f"{value / count:,.0f}" for count in GPUS)
+                 for value in seconds(each, ms, args)]
         print(f"| {stage} | {each:.2f} | {cells[0]} | {ms:.1f} | {cells[1]} |", flush=True)
 
 

@@ -130,9 +130,10 @@ class DataRoot:
         Raises:
             UserError: there is none.
         """
-        if image_id not in self.images:
-            raise UserError(f"{self.image_dir / image_id}.jpg: no such image")
-        return self.images[image_id]
+        try:
+            return self.images[image_id]
+        except KeyError:
+            raise UserError(f"{self.image_dir / image_id}.jpg: no such image") from None
 
     def find_list(self, name: str) -> Path | None:
         """The file of a list given by path or by name ("train_aug"), None if there is none."""

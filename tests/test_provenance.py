@@ -196,3 +196,13 @@ def test_a_damaged_record_can_be_overwritten(demo, own_run):
     (own_run / "pseudo_labels" / provenance.RECORD).write_text("[1]")
     assert "provenance.json" in stage_error(*labels(demo, own_run))
     run_stage(*labels(demo, own_run), "--overwrite")
+
+
+def test_a_record_as_plain_values_is_a_copy():
+    record = provenance.Record("test", {"scales": [1.0]}, ["cat"], images={"a": {"labels": [1]}})
+    plain = record.plain()
+    assert provenance.Record.of(plain, Path("there")) == record
+    plain["images"]["a"]["labels"].append(2)
+    plain["images"]["a"]["saliency"] = 7
+    plain["options"]["scales"].append(2.0)
+    assert record.images == {"a": {"labels": [1]}} and record.options == {"scales": [1.0]}

@@ -16,7 +16,7 @@ from PIL import Image
 from test_bad_files import message, soon
 
 from datasets.layout import DataRoot
-from datasets.lists import Entry, split
+from datasets.lists import Entry, read_list, split
 from datasets.pictures import MAX_ID_BYTES, Pictures, find_pictures, make_id
 from utils.files import UserError
 
@@ -669,3 +669,24 @@ def test_20000_images_in_a_table_take_linear_time(tmp_path):
     assert len(root.entries("train_aug")) == 20_000 and len(root.classes) == 201
     assert time.perf_counter() - start < 10
     assert isinstance(root.pictures, Pictures)
+
+
+def test_a_list_is_read_alike_where_no_name_holds_a_space(tmp_path):
+    """Then only the first word of a line can be the name, which is looked up faster."""
+    photos(tmp_path / "photos", "a.jpg", "b.jpg", "sub/c.jpg", "sub/a.jpg", "other/d.jpg")
+    lines = ["b 0", "b.jpg,cat", "sub/c 1", "sub\\a.jpg dog cat", "d", "c", "a\t0", "e 0", "",
+             "my photos/other/d.jpg 0", "b 7", "  b  -  ", "c cat, dog"]
+
+    def read(pictures: Pictures) -> list[str]:
+        found = []
+        for number, line in enumerate(lines):  # a list each, so that no image is there twice
+            path = write(tmp_path / f"{number}.txt", line)
+            found += map(str, read_list(path, pictures, {"cat": 0, "dog": 1}))
+        return found
+
+    plain, spaced = Pictures(tmp_path / "photos"), Pictures(tmp_path / "photos")
+    assert not plain.spaced
+    spaced.spaced = True
+    assert read(plain) == read(spaced) and len(read(plain)) == len(lines) - 1
+    photo(tmp_path / "photos" / "b 0.jpg")
+    assert Pictures(tmp_path / "photos").spaced
