@@ -105,7 +105,7 @@ def segment(stream: Iterable[tuple[Sample, Tensor]], crf: CRFParams | None = Non
                 ((sample, sample["pixels"],
                   class_probabilities(logits, sample["pixels"].shape[:2]))
                  for sample, logits in stream), crf):
-            yield sample, nearest(np.asarray(label), sample["size"])
+            yield sample, nearest(label.cpu().numpy(), sample["size"])
 
 
 class LogitStore:
