@@ -1,6 +1,6 @@
 """All measurements in one go: python -m benchmarks [--quick]. Each module also runs alone.
 
-Run it on a machine that does nothing else: about ten minutes on two cores, --quick about two.
+Run it on a machine that does nothing else: about twelve minutes on two cores, --quick about two.
 """
 
 import argparse
@@ -9,7 +9,8 @@ import importlib
 # module -> its options, and those of --quick
 PARTS = {"networks": ("--ways float32 --repeats 2 --memory",
                       "--repeats 1 --stages maps labels"),
-         "drs": ("--amp off --repeats 2", "--amp off --repeats 1 --no-memory"),
+         "drs": ("--amp off --repeats 2 --networks vgg16 resnet18 regnet_y_400mf",
+                 "--amp off --repeats 1 --no-memory"),
          "data_path": ("--images 24", "--images 6 --runs 1"),
          "growth": ("--images 100 1000 10000", "--images 20 100"),
          "crf": ("--count 1 --repeat 2", "--quick")}
