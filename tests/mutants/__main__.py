@@ -1,0 +1,293 @@
+"""Small faults put into the code, one at a time: which do the tests notice?
+
+    python -m tests.mutants                       all that have no result yet, two at a time
+    python -m tests.mutants --survivors           those again that no test noticed
+    python -m tests.mutants --module labelling    a part; --only NAME ... single ones, again
+
+In: table.toml. Out: a line a fault, and a table at the end; WORK_DIR/results.json, from which an
+interrupted run goes on. The working tree is never touched: each worker has a copy of its own.
+
+A fault first meets the test files that name its module, then those that call its function, then
+slow tests; quick files before long ones. Who calls what, also in the processes that tests start, is
+recorded once by --record (calls.json); test files of which nothing is recorded count if they name
+the module. A run that takes far longer than it should counts as noticed.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from tests.mutants.faults import ROOT, Fault, read_table
+
+QUICK, SLOW = "not slow and not cuda", "slow and not cuda"
+UNKNOWN = 60  # seconds, guessed where nothing is recorded
+LIMIT = 300  # seconds, and three times what was recorded: the machine may be busy
+# Lint and types are not behaviour; and the table fits no code but that without a fault.
+LEFT_OUT = {"tests/test_house.py", "tests/test_mutants.py"}
+NOTHING_RUN = 5  # pytest's exit status when no test was selected
+
+
+class Copy:
+    """A copy of the working tree in which one thing at a time is tried."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root, self.scratch = folder / "tree", folder / "scratch"
+        names = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT,
+                               check=True, capture_output=True, text=True).stdout.splitlines()
+        for name in names:
+            if (ROOT / name).is_file():
+                (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, self.root / name)
+        for command in ("init -q", "add -A", "-c user.name=- -c user.email=- commit -qm -"):
+            subprocess.run(["git", *command.split()], cwd=self.root, check=True)
+        self.changes = 0
+
+    def pytest(self, files: Sequence[str], marks: str, limit: float, *options: str,
+               **environment: str) -> tuple[int | None, str]:
+        """Exit status (None: the time was up) and the end of the output of some test files."""
+        command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-rN",
+                   "-p", "no:cacheprovider", "--tb=line", "-m", marks,
+                   f"--basetemp={self.scratch}", *options, *files]
+        process = subprocess.Popen(
+            command, cwd=self.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            start_new_session=True, env=os.environ | {
+                "PYTHONPATH": str(self.root), "VIRTUAL_ENV": sys.prefix, **environment,
+                "PATH": f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}"})
+        try:
+            output, _ = process.communicate(timeout=limit)
+            return process.returncode, output
+        except subprocess.TimeoutExpired:
+            return None, ""
+        finally:  # whatever the tests have left behind, too
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    def put(self, name: str, text: str) -> None:
+        """Replace a file, under a time that no other version of it has had: of two versions with
+        one time and size, Python would take the bytecode of either."""
+        self.changes += 1
+        path = self.root / name
+        path.write_text(text, encoding="utf-8")
+        os.utime(path, (self.changes, self.changes))
+
+
+class Run:
+    """What is known of tests and faults, kept in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.calls_file, self.results_file = folder / "calls.json", folder / "results.json"
+        self.calls: dict[str, dict[str, Any]] = _read(self.calls_file)
+        self.results: dict[str, dict[str, Any]] = _read(self.results_file)
+        self.lock = threading.Lock()
+
+    def unrecorded(self) -> list[tuple[str, str]]:
+        """(test file, marks) of which it is not known what they call."""
+        units = [(name, marks) for marks in (QUICK, SLOW) for name in test_files()]
+        return [(name, marks) for name, marks in units
+                if self.calls.get(f"{name} {marks}", {}).get("digest") != _digest(name)]
+
+    def record(self, copy: Copy, unit: tuple[str, str]) -> None:
+        """Run a test file and note what it calls."""
+        name, marks = unit
+        shutil.copy(Path(__file__).with_name("sitecustomize.py"), copy.root)
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory() as calls:
+            status, output = copy.pytest([name], marks, 30 * LIMIT, DRS_CALLS=calls)
+            called: dict[str, set[str]] = {}
+            for path in Path(calls).iterdir():
+                for line in path.read_text(encoding="utf-8").splitlines():
+                    file, _, function = line.rpartition(" ")
+                    called.setdefault(file, set()).add(function)
+        seconds = round(time.monotonic() - start, 1)
+        if status not in (0, NOTHING_RUN):  # by being watched?
+            status, output = copy.pytest([name], marks, 30 * LIMIT)
+        entry = {"digest": _digest(name), "seconds": seconds,
+                 "status": status,
+                 "calls": {file: sorted(names) for file, names in sorted(called.items())}}
+        with self.lock:
+            self.calls[f"{name} {marks}"] = entry
+            _write(self.calls_file, self.calls)
+        if status not in (0, NOTHING_RUN):
+            print(f"{name} fails without any fault, and is left out: {_reason(output)}")
+        print(f"recorded {name} ({marks}): {entry['seconds']} s", flush=True)
+
+    def concerned(self, fault: Fault) -> list[tuple[list[str], str, float]]:
+        """Groups of test files that a fault meets, with marks and usual seconds, in this order:
+        those that name its module, those that call its function, slow tests of either."""
+        groups: list[list[tuple[float, str]]] = [[], [], []]
+        namers = naming(fault)
+        for name in test_files():
+            named = name in namers
+            for marks in (QUICK, SLOW):
+                entry = self.calls.get(f"{name} {marks}")
+                if entry is not None and entry["status"] != 0:
+                    continue
+                calls = named if entry is None or not fault.file.endswith(".py") else \
+                    fault.function() in entry["calls"].get(fault.file, ())
+                if calls:
+                    groups[2 if marks == SLOW else 0 if named else 1].append(
+                        (UNKNOWN if entry is None else entry["seconds"], name))
+        return [([name for _, name in sorted(group)], marks, sum(part[0] for part in group))
+                for group, marks in zip(groups, (QUICK, QUICK, SLOW), strict=True) if group]
+
+    def judge(self, copy: Copy, fault: Fault) -> None:
+        """Put a fault into a copy, run the tests concerned, take it out again."""
+        start, noticed, met = time.monotonic(), "", 0
+        copy.put(fault.file, fault.applied())
+        try:
+            for files, marks, usual in self.concerned(fault):
+                status, output = copy.pytest(files, marks, LIMIT + 3 * usual, "-x")
+                met += len(files)
+                if status not in (0, NOTHING_RUN):
+                    noticed = "time" if status is None else _reason(output)
+                    break
+        finally:
+            copy.put(fault.file, (ROOT / fault.file).read_text(encoding="utf-8"))
+        with self.lock:
+            self.results[fault.name] = {
+                "fault": _digest_of(fault), "noticed": noticed, "met": met,
+                "seconds": round(time.monotonic() - start)}
+            _write(self.results_file, self.results)
+            print(f"{len(self.results):4d}  {fault.name:32}"
+                  f"{noticed or f'--- NOT NOTICED by {met} test files'}", flush=True)
+
+    def is_done(self, fault: Fault) -> bool:
+        return self.results.get(fault.name, {}).get("fault") == _digest_of(fault)
+
+    def table(self, faults: Sequence[Fault]) -> str:
+        """How many faults of each module were noticed, and the names of the others."""
+        judged = [fault for fault in faults if self.is_done(fault)]
+        missed = [fault for fault in judged if not self.results[fault.name]["noticed"]]
+        total, open_ = (Counter(fault.module for fault in some) for some in (judged, missed))
+        lines = ["", "| where | faults | noticed |", "| --- | ---: | ---: |"]
+        lines += [f"| {module} | {count} | {count - open_[module]} |"
+                  for module, count in total.items()]
+        lines += [f"| all | {len(judged)} | {len(judged) - len(missed)} "
+                  f"({1 - len(missed) / max(1, len(judged)):.1%}) |", ""]
+        lines += [f"not noticed: {fault.name} ({fault.file}): {fault.why}" for fault in missed]
+        if len(judged) < len(faults):
+            lines.append(f"not tried yet: {len(faults) - len(judged)}")
+        return "\n".join(lines)
+
+
+def test_files() -> list[str]:
+    """The test files that faults meet."""
+    names = (path.relative_to(ROOT).as_posix() for path in ROOT.glob("tests/test_*.py"))
+    return sorted(set(names) - LEFT_OUT)
+
+
+def naming(fault: Fault) -> set[str]:
+    """The test files that name the module, script or other file of a fault; where there is none,
+    those that hold its bare name as a word, or else name its folder."""
+    module = fault.file.removeprefix("DeepLab-V2-PyTorch/").rpartition(".")[0].replace("/", ".")
+    package, _, last = module.rpartition(".")
+    patterns = [re.escape(fault.file.rpartition("/")[2])]
+    if fault.file.endswith(".py"):
+        patterns += [rf"\b{module}\b", rf"from {package} import .*\b{last}\b"] if package else \
+            [rf"\"{module}\""]
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in test_files()}
+    for pattern in ("|".join(patterns), rf"\b{last}\b", rf"\b{package or module}\b"):
+        if found := {name for name, text in texts.items() if re.search(pattern, text)}:
+            return found
+    return set(texts)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _write(path: Path, value: object) -> None:
+    new = path.with_suffix(".new")
+    new.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    new.replace(path)
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256((ROOT / name).read_bytes()).hexdigest()[:16]
+
+
+def _digest_of(fault: Fault) -> str:
+    return hashlib.sha256(f"{fault.file}\0{fault.old}\0{fault.new}".encode()).hexdigest()[:16]
+
+
+def _reason(output: str) -> str:
+    """The test that failed: the last line but the summary of pytest's short output."""
+    lines = [line for line in output.splitlines() if ": " in line and "tests/" in line]
+    return (lines[-1] if lines else "".join(output.splitlines()[-1:])).strip()[-160:]
+
+
+def share_out(work: Callable[[Copy, Any], None], items: Iterable[Any], jobs: int) -> None:
+    """Do `work` on each item, with `jobs` copies of the working tree."""
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder, \
+            ThreadPoolExecutor(jobs) as pool:
+        free: SimpleQueue[Copy] = SimpleQueue()
+        for number in range(jobs):
+            free.put(Copy(Path(folder, str(number))))
+
+        def one(item: Any) -> None:
+            copy = free.get()
+            try:
+                work(copy, item)
+            finally:
+                free.put(copy)
+
+        try:
+            for result in [pool.submit(one, item) for item in items]:
+                result.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, default=2, metavar="N", help="at a time (default: 2)")
+    parser.add_argument("--work-dir", type=Path, default=ROOT / "runs" / "mutants", metavar="DIR")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these, again")
+    parser.add_argument("--module", metavar="PREFIX", help="faults in files that begin so")
+    parser.add_argument("--survivors", action="store_true", help="again those not noticed")
+    parser.add_argument("--record", action="store_true", help="record the tests' calls, no more")
+    parser.add_argument("--table", action="store_true", help="show what is known, no more")
+    args = parser.parse_args()
+    run, faults = Run(args.work_dir), read_table()
+    if args.module:
+        faults = [fault for fault in faults if fault.file.startswith(args.module)]
+    if unknown := set(args.only) - {fault.name for fault in faults}:
+        parser.error(f"no fault {', '.join(sorted(unknown))}")
+    if args.record:
+        return share_out(run.record, run.unrecorded(), args.jobs)
+    if not args.table:
+        if args.only:
+            todo = [fault for fault in faults if fault.name in args.only]
+        elif args.survivors:
+            todo = [fault for fault in faults
+                    if run.is_done(fault) and not run.results[fault.name]["noticed"]]
+        else:
+            todo = [fault for fault in faults if not run.is_done(fault)]
+        # In an order by chance, so that a run that ends early has seen all modules.
+        share_out(run.judge, sorted(todo, key=_digest_of), args.jobs)
+    print(run.table(faults))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The table of faults: what each changes, and whether it still fits the code."""
+
+import ast
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+try:
+    import tomllib
+except ImportError:  # Python 3.10
+    import tomli as tomllib  # type: ignore[no-redef]
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = Path(__file__).with_name("table.toml")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One small fault: in `file`, `old`, which stands there once, becomes `new`."""
+
+    name: str
+    file: str
+    why: str
+    old: str
+    new: str
+
+    @property
+    def module(self) -> str:
+        """The folder that it is counted under."""
+        return self.file.split("/")[0] if "/" in self.file else "scripts"
+
+    def applied(self, root: Path = ROOT) -> str:
+        """The text of the file with the fault in it.
+
+        Raises:
+            ValueError: the text to replace does not stand there just once.
+        """
+        text = (root / self.file).read_text(encoding="utf-8")
+        if text.count(self.old) != 1:
+            raise ValueError(f"{self.name}: {self.file} holds the text {text.count(self.old)} "
+                             "times, not once")
+        return text.replace(self.old, self.new)
+
+    def check(self) -> None:
+        """Raise an error unless the fault fits the code and leaves it code."""
+        text = self.applied()
+        if self.file.endswith(".py"):
+            compile(text, self.file, "exec")
+        elif self.file.endswith(".yaml"):
+            yaml.safe_load(text)
+
+    def function(self) -> str:
+        """The name of the function that the fault is in; "<module>" if it is in none."""
+        text = (ROOT / self.file).read_text(encoding="utf-8")
+        line = text[:text.index(self.old)].count("\n") + 1 + self._first_change()
+        found = [node for node in ast.walk(ast.parse(text))
+                 if isinstance(node, ast.FunctionDef)
+                 and node.lineno <= line <= (node.end_lineno or 0)]
+        inner = max(found, key=lambda node: node.lineno, default=None)
+        # Defaults and decorators are evaluated where the function is defined.
+        return inner.name if inner and line >= inner.body[0].lineno else "<module>"
+
+    def _first_change(self) -> int:
+        """The first line of `old`, from 0, that changes."""
+        pairs = zip(self.old.split("\n"), self.new.split("\n"), strict=False)
+        return next((i for i, (before, after) in enumerate(pairs) if before != after),
+                    self.new.count("\n"))
+
+
+def read_table() -> list[Fault]:
+    """All faults, file by file."""
+    table = tomllib.loads(TABLE.read_text(encoding="utf-8"))
+    return [Fault(file=file, **entry) for file, entries in table.items() for entry in entries]
