@@ -140,9 +140,8 @@ class Run:
                 entry = self.calls.get(f"{name} {marks}")
                 if entry is not None and entry["status"] != 0:
                     continue
-                calls = named if entry is None or not fault.file.endswith(".py") else \
-                    fault.function() in entry["calls"].get(fault.file, ())
-                if calls:
+                if named or entry is not None and fault.file.endswith(".py") and \
+                        fault.function() in entry["calls"].get(fault.file, ()):
                     groups[2 if marks == SLOW else 0 if named else 1].append(
                         (UNKNOWN if entry is None else entry["seconds"], name))
         return [([name for _, name in sorted(group)], marks, sum(part[0] for part in group))

@@ -10,13 +10,13 @@ import threading
 
 ROOT = os.path.dirname(os.path.abspath(__file__)) + os.sep
 folder = os.environ.get("DRS_CALLS")
-seen: set[int] = set()
+seen = {}  # by id, and kept: else another one might get the id
 
 
 def note(frame, event, _):  # noqa: ANN001, ANN201
     code = frame.f_code
     if id(code) not in seen:
-        seen.add(id(code))
+        seen[id(code)] = code
         if code.co_filename.startswith(ROOT):
             with open(f"{folder}/{os.getpid()}", "a", encoding="utf-8") as file:
                 file.write(f"{code.co_filename[len(ROOT):]} {code.co_name}\n")
