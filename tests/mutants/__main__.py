@@ -19,7 +19,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -57,27 +55,28 @@ class Copy:
         for command in ("init -q", "add -A", "-c user.name=- -c user.email=- commit -qm -"):
             subprocess.run(["git", *command.split()], cwd=self.root, check=True)
         self.changes = 0
-
-    def pytest(self, files: Sequence[str], marks: str, limit: float, *options: str,
-               **environment: str) -> tuple[int | None, str]:
-        """Exit status (None: the time was up) and the end of the output of some test files."""
-        command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-rN",
-                   "-p", "no:cacheprovider", "--tb=line", "-m", marks,
-                   f"--basetemp={self.scratch}", *options, *files]
-        process = subprocess.Popen(
-            command, cwd=self.root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            start_new_session=True, env=os.environ | {
-                "PYTHONPATH": str(self.root), "VIRTUAL_ENV": sys.prefix, **environment,
+        self.output = folder / "output"
+        self.server: Any = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("server.py")], cwd=self.root, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {
+                "PYTHONPATH": str(self.root), "VIRTUAL_ENV": sys.prefix,
                 "PATH": f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}"})
-        try:
-            output, _ = process.communicate(timeout=limit)
-            return process.returncode, output
-        except subprocess.TimeoutExpired:
-            return None, ""
-        finally:  # whatever the tests have left behind, too
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+
+    def pytest(self, files: Sequence[str], marks: str, seconds: float, *options: str,
+               **environment: str) -> tuple[int | None, str]:
+        """Exit status (None: the time was up) and output of pytest on some files or tests."""
+        job = {"seconds": seconds, "environment": environment, "output": str(self.output),
+               "arguments": ["-q", "--no-header", "-rfE", "-p", "no:cacheprovider", "--tb=line",
+                             "-m", marks, f"--basetemp={self.scratch}", *options, *files]}
+        self.server.stdin.write(json.dumps(job) + "\n")
+        self.server.stdin.flush()
+        status = json.loads(self.server.stdout.readline())
+        return status, self.output.read_text(encoding="utf-8", errors="replace")
+
+    def close(self) -> None:
+        """End the server."""
+        self.server.stdin.close()
+        self.server.wait()
 
     def put(self, name: str, text: str) -> None:
         """Replace a file, under a time that no other version of it has had: of two versions with
@@ -107,10 +106,10 @@ class Run:
     def record(self, copy: Copy, unit: tuple[str, str]) -> None:
         """Run a test file and note what it calls."""
         name, marks = unit
-        shutil.copy(Path(__file__).with_name("sitecustomize.py"), copy.root)
+        shutil.copy(Path(__file__).with_name("calls.py"), copy.root / "sitecustomize.py")
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as calls:
-            status, output = copy.pytest([name], marks, 30 * LIMIT, DRS_CALLS=calls)
+            status, output = copy.pytest([name], marks, 9 * LIMIT, DRS_CALLS=calls)
             called: dict[str, set[str]] = {}
             for path in Path(calls).iterdir():
                 for line in path.read_text(encoding="utf-8").splitlines():
@@ -118,7 +117,7 @@ class Run:
                     called.setdefault(file, set()).add(function)
         seconds = round(time.monotonic() - start, 1)
         if status not in (0, NOTHING_RUN):  # by being watched?
-            status, output = copy.pytest([name], marks, 30 * LIMIT)
+            status, output = copy.pytest([name], marks, 9 * LIMIT)
         entry = {"digest": _digest(name), "seconds": seconds,
                  "status": status,
                  "calls": {file: sorted(names) for file, names in sorted(called.items())}}
@@ -126,7 +125,7 @@ class Run:
             self.calls[f"{name} {marks}"] = entry
             _write(self.calls_file, self.calls)
         if status not in (0, NOTHING_RUN):
-            print(f"{name} fails without any fault, and is left out: {_reason(output)}")
+            print(f"{name} fails without any fault, and is left out:\n{output[-2000:]}")
         print(f"recorded {name} ({marks}): {entry['seconds']} s", flush=True)
 
     def concerned(self, fault: Fault) -> list[tuple[list[str], str, float]]:
@@ -150,16 +149,10 @@ class Run:
     def judge(self, copy: Copy, fault: Fault) -> None:
         """Put a fault into a copy, run the tests concerned, take it out again."""
         start, noticed, met = time.monotonic(), "", 0
-        copy.put(fault.file, fault.applied())
-        try:
-            for files, marks, usual in self.concerned(fault):
-                status, output = copy.pytest(files, marks, LIMIT + 3 * usual, "-x")
-                met += len(files)
-                if status not in (0, NOTHING_RUN):
-                    noticed = "time" if status is None else _reason(output)
-                    break
-        finally:
-            copy.put(fault.file, (ROOT / fault.file).read_text(encoding="utf-8"))
+        for files, marks, usual in self.concerned(fault):
+            met += len(files)
+            if noticed := self.meet(copy, fault, files, marks, LIMIT + 3 * usual):
+                break
         with self.lock:
             self.results[fault.name] = {
                 "fault": _digest_of(fault), "noticed": noticed, "met": met,
@@ -167,6 +160,24 @@ class Run:
             _write(self.results_file, self.results)
             print(f"{len(self.results):4d}  {fault.name:32}"
                   f"{noticed or f'--- NOT NOTICED by {met} test files'}", flush=True)
+
+    def meet(self, copy: Copy, fault: Fault, files: Sequence[str], marks: str, seconds: float
+             ) -> str:
+        """The test that notices the fault, or "". One that fails without the fault as well, on a
+        busy machine say, does not count."""
+        passed_over: list[str] = []
+        while True:
+            copy.put(fault.file, fault.applied())
+            status, output = copy.pytest(files, marks, seconds, "-x", *passed_over)
+            copy.put(fault.file, (ROOT / fault.file).read_text(encoding="utf-8"))
+            if status in (0, NOTHING_RUN):
+                return ""
+            failed = re.findall(r"^(?:FAILED|ERROR) (tests/\S+::.+?)(?: - .*)?$", output, re.M)
+            if not failed:
+                return "time" if status is None else "no test could be collected"
+            if copy.pytest(failed[-1:], marks, seconds)[0] == 0:
+                return failed[-1]
+            passed_over.append(f"--deselect={failed[-1]}")
 
     def is_done(self, fault: Fault) -> bool:
         return self.results.get(fault.name, {}).get("fault") == _digest_of(fault)
@@ -227,12 +238,6 @@ def _digest_of(fault: Fault) -> str:
     return hashlib.sha256(f"{fault.file}\0{fault.old}\0{fault.new}".encode()).hexdigest()[:16]
 
 
-def _reason(output: str) -> str:
-    """The test that failed: the last line but the summary of pytest's short output."""
-    lines = [line for line in output.splitlines() if ": " in line and "tests/" in line]
-    return (lines[-1] if lines else "".join(output.splitlines()[-1:])).strip()[-160:]
-
-
 def share_out(work: Callable[[Copy, Any], None], items: Iterable[Any], jobs: int) -> None:
     """Do `work` on each item, with `jobs` copies of the working tree."""
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, \
@@ -254,6 +259,9 @@ def share_out(work: Callable[[Copy, Any], None], items: Iterable[Any], jobs: int
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+        finally:
+            while not free.empty():
+                free.get().close()
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""Put in the root of a copy while a run is recorded: writes down which functions are called.
+"""Writes down which functions of the project are called in this process and those it starts.
 
-Python imports it at its start, since the root is on PYTHONPATH, also in the processes that tests
-start. In: the folder DRS_CALLS. Out: a file for each process, a line "FILE NAME" for each function.
+A copy of this file is `sitecustomize.py` in the root of the tree that is watched: Python imports it
+at its start, since the root is on PYTHONPATH. In: the folder DRS_CALLS. Out: a file there for each
+process, a line "FILE NAME" for each function.
 """
 
 import os
@@ -13,7 +14,7 @@ folder = os.environ.get("DRS_CALLS")
 seen = {}  # by id, and kept: else another one might get the id
 
 
-def note(frame, event, _):  # noqa: ANN001, ANN201
+def note(frame, event, _):
     code = frame.f_code
     if id(code) not in seen:
         seen[id(code)] = code
