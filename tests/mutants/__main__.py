@@ -7,13 +7,14 @@
 In: table.toml. Out: a line a fault, and a table at the end; WORK_DIR/results.json, from which an
 interrupted run goes on. The working tree is never touched: each worker has a copy of its own.
 
-A fault first meets the test files that name its module, then those that call its function, then
-slow tests; quick files before long ones. Who calls what, also in the processes that tests start, is
+A fault first meets the tests that name its function, then the test files that name its module, then
+those that call its function, then slow tests; quick files before long ones. Who calls what, also in the processes that tests start, is
 recorded once by --record (calls.json); test files of which nothing is recorded count if they name
 the module. A run that takes far longer than it should counts as noticed.
 """
 
 import argparse
+import ast
 import hashlib
 import json
 import os
@@ -129,8 +130,9 @@ class Run:
         print(f"recorded {name} ({marks}): {entry['seconds']} s", flush=True)
 
     def concerned(self, fault: Fault) -> list[tuple[list[str], str, float]]:
-        """Groups of test files that a fault meets, with marks and usual seconds, in this order:
-        those that name its module, those that call its function, slow tests of either."""
+        """Groups of tests that a fault meets, with marks and usual seconds, in this order: tests
+        that name its function, files that name its module, files that call its function, slow
+        tests of either."""
         groups: list[list[tuple[float, str]]] = [[], [], []]
         namers = naming(fault)
         for name in test_files():
@@ -143,14 +145,16 @@ class Run:
                         fault.function() in entry["calls"].get(fault.file, ()):
                     groups[2 if marks == SLOW else 0 if named else 1].append(
                         (UNKNOWN if entry is None else entry["seconds"], name))
-        return [([name for _, name in sorted(group)], marks, sum(part[0] for part in group))
-                for group, marks in zip(groups, (QUICK, QUICK, SLOW), strict=True) if group]
+        files = [([name for _, name in sorted(group)], marks, sum(part[0] for part in group))
+                 for group, marks in zip(groups, (QUICK, QUICK, SLOW), strict=True) if group]
+        first = [test for _, name in sorted(groups[0]) for test in mentioning(fault, name)]
+        return [(first, QUICK, files[0][2]), *files] if first else files
 
     def judge(self, copy: Copy, fault: Fault) -> None:
         """Put a fault into a copy, run the tests concerned, take it out again."""
         start, noticed, met = time.monotonic(), "", 0
         for files, marks, usual in self.concerned(fault):
-            met += len(files)
+            met += sum("::" not in name for name in files)
             if noticed := self.meet(copy, fault, files, marks, LIMIT + 3 * usual):
                 break
         with self.lock:
@@ -218,6 +222,15 @@ def naming(fault: Fault) -> set[str]:
         if found := {name for name, text in texts.items() if re.search(pattern, text)}:
             return found
     return set(texts)
+
+
+def mentioning(fault: Fault, name: str) -> list[str]:
+    """The tests of a file whose text holds the function, class or constant of a fault."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    pattern = "|".join(rf"\b{word}\b" for word in fault.words())
+    return [f"{name}::{node.name}" for node in ast.parse(text).body
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test")
+            and re.search(pattern, ast.get_source_segment(text, node) or "")]
 
 
 def _read(path: Path) -> dict[str, Any]:

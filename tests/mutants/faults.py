@@ -1,6 +1,7 @@
 """The table of faults: what each changes, and whether it still fits the code."""
 
 import ast
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ except ImportError:  # Python 3.10
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = Path(__file__).with_name("table.toml")
+COMMON = {"main", "forward", "init", "call", "parse", "run", "add", "of", "train"}  # say little
 
 
 @dataclass(frozen=True)
@@ -50,16 +52,27 @@ class Fault:
         elif self.file.endswith(".yaml"):
             yaml.safe_load(text)
 
-    def function(self) -> str:
-        """The name of the function that the fault is in; "<module>" if it is in none."""
+    def around(self) -> list[ast.ClassDef | ast.FunctionDef]:
+        """The classes and functions that the fault is in, the outermost first."""
         text = (ROOT / self.file).read_text(encoding="utf-8")
         line = text[:text.index(self.old)].count("\n") + 1 + self._first_change()
         found = [node for node in ast.walk(ast.parse(text))
-                 if isinstance(node, ast.FunctionDef)
-                 and node.lineno <= line <= (node.end_lineno or 0)]
-        inner = max(found, key=lambda node: node.lineno, default=None)
-        # Defaults and decorators are evaluated where the function is defined.
-        return inner.name if inner and line >= inner.body[0].lineno else "<module>"
+                 if isinstance(node, (ast.ClassDef, ast.FunctionDef))
+                 and node.lineno <= line <= (node.end_lineno or 0)
+                 # Defaults and decorators are evaluated where the function is defined.
+                 and (isinstance(node, ast.ClassDef) or line >= node.body[0].lineno)]
+        return sorted(found, key=lambda node: node.lineno)
+
+    def function(self) -> str:
+        """The name of the function that the fault is in; "<module>" if it is in none."""
+        names = [node.name for node in self.around() if isinstance(node, ast.FunctionDef)]
+        return names[-1] if names else "<module>"
+
+    def words(self) -> list[str]:
+        """What a test may call it by: functions, classes, or the word that the line begins with."""
+        around = [node.name.strip("_") for node in self.around()] if self.file.endswith(".py") else []
+        return [name for name in around if name not in COMMON] or \
+            re.findall(r"\w\w\w+", self.old)[:1]
 
     def _first_change(self) -> int:
         """The first line of `old`, from 0, that changes."""
