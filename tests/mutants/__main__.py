@@ -8,9 +8,10 @@ In: table.toml. Out: a line a fault, and a table at the end; WORK_DIR/results.js
 interrupted run goes on. The working tree is never touched: each worker has a copy of its own.
 
 A fault first meets the tests that name its function, then the test files that name its module, then
-those that call its function, then slow tests; quick files before long ones. Who calls what, also in the processes that tests start, is
-recorded once by --record (calls.json); test files of which nothing is recorded count if they name
-the module. A run that takes far longer than it should counts as noticed.
+those that call its function, then slow tests; quick files before long ones. Who calls what, also in
+the processes that tests start, is recorded once by --record (calls.json); test files of which
+nothing is recorded count if they name the module. --near stops after those that name the module. A
+run that takes far longer than it should counts as noticed.
 """
 
 import argparse
@@ -26,7 +27,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -39,7 +40,7 @@ UNKNOWN = 60  # seconds, guessed where nothing is recorded
 LIMIT = 300  # seconds, and three times what was recorded: the machine may be busy
 # Lint and types are not behaviour; and the table fits no code but that without a fault.
 LEFT_OUT = {"tests/test_house.py", "tests/test_mutants.py"}
-NOTHING_RUN = 5  # pytest's exit status when no test was selected
+USAGE, NOTHING_RUN = 4, 5  # pytest's exit statuses: no such test; no test was selected
 
 
 class Copy:
@@ -91,12 +92,17 @@ class Copy:
 class Run:
     """What is known of tests and faults, kept in a folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, near: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self.near = near
         self.calls_file, self.results_file = folder / "calls.json", folder / "results.json"
         self.calls: dict[str, dict[str, Any]] = _read(self.calls_file)
         self.results: dict[str, dict[str, Any]] = _read(self.results_file)
         self.lock = threading.Lock()
+        # As they are now: the working tree may change during the run.
+        self.code = {fault.file: (ROOT / fault.file).read_text(encoding="utf-8")
+                     for fault in read_table()}
+        self.texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in test_files()}
 
     def unrecorded(self) -> list[tuple[str, str]]:
         """(test file, marks) of which it is not known what they call."""
@@ -134,8 +140,8 @@ class Run:
         that name its function, files that name its module, files that call its function, slow
         tests of either."""
         groups: list[list[tuple[float, str]]] = [[], [], []]
-        namers = naming(fault)
-        for name in test_files():
+        namers = naming(fault, self.texts)
+        for name in self.texts:
             named = name in namers
             for marks in (QUICK, SLOW):
                 entry = self.calls.get(f"{name} {marks}")
@@ -147,19 +153,22 @@ class Run:
                         (UNKNOWN if entry is None else entry["seconds"], name))
         files = [([name for _, name in sorted(group)], marks, sum(part[0] for part in group))
                  for group, marks in zip(groups, (QUICK, QUICK, SLOW), strict=True) if group]
-        first = [test for _, name in sorted(groups[0]) for test in mentioning(fault, name)]
+        first = [f"{name}::{test}" for _, name in sorted(groups[0])
+                 for test in mentioning(fault, self.texts[name])]
         return [(first, QUICK, files[0][2]), *files] if first else files
 
     def judge(self, copy: Copy, fault: Fault) -> None:
         """Put a fault into a copy, run the tests concerned, take it out again."""
         start, noticed, met = time.monotonic(), "", 0
-        for files, marks, usual in self.concerned(fault):
+        groups = self.concerned(fault)
+        near = 1 + ("::" in groups[0][0][0])
+        for files, marks, usual in groups[:near if self.near else None]:
             met += sum("::" not in name for name in files)
             if noticed := self.meet(copy, fault, files, marks, LIMIT + 3 * usual):
                 break
         with self.lock:
             self.results[fault.name] = {
-                "fault": _digest_of(fault), "noticed": noticed, "met": met,
+                "fault": _digest_of(fault), "noticed": noticed, "met": met, "near": self.near,
                 "seconds": round(time.monotonic() - start)}
             _write(self.results_file, self.results)
             print(f"{len(self.results):4d}  {fault.name:32}"
@@ -171,11 +180,13 @@ class Run:
         busy machine say, does not count."""
         passed_over: list[str] = []
         while True:
-            copy.put(fault.file, fault.applied())
+            copy.put(fault.file, self.code[fault.file].replace(fault.old, fault.new))
             status, output = copy.pytest(files, marks, seconds, "-x", *passed_over)
-            copy.put(fault.file, (ROOT / fault.file).read_text(encoding="utf-8"))
+            copy.put(fault.file, self.code[fault.file])
             if status in (0, NOTHING_RUN):
                 return ""
+            if status == USAGE:
+                raise RuntimeError(output)
             failed = re.findall(r"^(?:FAILED|ERROR) (tests/\S+::.+?)(?: - .*)?$", output, re.M)
             if not failed:
                 return "time" if status is None else "no test could be collected"
@@ -208,27 +219,25 @@ def test_files() -> list[str]:
     return sorted(set(names) - LEFT_OUT)
 
 
-def naming(fault: Fault) -> set[str]:
-    """The test files that name the module, script or other file of a fault; where there is none,
-    those that hold its bare name as a word, or else name its folder."""
+def naming(fault: Fault, texts: Mapping[str, str]) -> set[str]:
+    """The test files (name -> text) that name the module, script or other file of a fault; where
+    there is none, those that hold its bare name as a word, or else name its folder."""
     module = fault.file.removeprefix("DeepLab-V2-PyTorch/").rpartition(".")[0].replace("/", ".")
     package, _, last = module.rpartition(".")
     patterns = [re.escape(fault.file.rpartition("/")[2])]
     if fault.file.endswith(".py"):
         patterns += [rf"\b{module}\b", rf"from {package} import .*\b{last}\b"] if package else \
             [rf"\"{module}\""]
-    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in test_files()}
     for pattern in ("|".join(patterns), rf"\b{last}\b", rf"\b{package or module}\b"):
         if found := {name for name, text in texts.items() if re.search(pattern, text)}:
             return found
     return set(texts)
 
 
-def mentioning(fault: Fault, name: str) -> list[str]:
+def mentioning(fault: Fault, text: str) -> list[str]:
     """The tests of a file whose text holds the function, class or constant of a fault."""
-    text = (ROOT / name).read_text(encoding="utf-8")
     pattern = "|".join(rf"\b{word}\b" for word in fault.words())
-    return [f"{name}::{node.name}" for node in ast.parse(text).body
+    return [node.name for node in ast.parse(text).body
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test")
             and re.search(pattern, ast.get_source_segment(text, node) or "")]
 
@@ -286,10 +295,11 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these, again")
     parser.add_argument("--module", metavar="PREFIX", help="faults in files that begin so")
     parser.add_argument("--survivors", action="store_true", help="again those not noticed")
+    parser.add_argument("--near", action="store_true", help="only tests that name the module")
     parser.add_argument("--record", action="store_true", help="record the tests' calls, no more")
     parser.add_argument("--table", action="store_true", help="show what is known, no more")
     args = parser.parse_args()
-    run, faults = Run(args.work_dir), read_table()
+    run, faults = Run(args.work_dir, args.near), read_table()
     if args.module:
         faults = [fault for fault in faults if fault.file.startswith(args.module)]
     if unknown := set(args.only) - {fault.name for fault in faults}:

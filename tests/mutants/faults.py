@@ -70,8 +70,9 @@ class Fault:
 
     def words(self) -> list[str]:
         """What a test may call it by: functions, classes, or the word that the line begins with."""
-        around = [node.name.strip("_") for node in self.around()] if self.file.endswith(".py") else []
-        return [name for name in around if name not in COMMON] or \
+        around = self.around() if self.file.endswith(".py") else []
+        names = [node.name.strip("_") for node in around]
+        return [name for name in names if name not in COMMON] or \
             re.findall(r"\w\w\w+", self.old)[:1]
 
     def _first_change(self) -> int:
