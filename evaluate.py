@@ -1,8 +1,9 @@
 """Score pseudo labels, predictions or localization maps against masks.
 
 In: a folder of label PNGs, or of localization maps, which the label rule (without its ignore
-steps) turns into labels. Out: a table, and OUTPUT_DIR/NAME.json with the scores, the mIoU of each
-image and, for maps, the scores over a sweep of alphas. The only stage that must have masks.
+steps) turns into labels; where no saliency maps are used, alpha is the background's score as well.
+Out: a table, and OUTPUT_DIR/NAME.json with the scores, the mIoU of each image and, for maps, the
+scores over a sweep of alphas. The only stage that must have masks.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     group.add_argument("--name", type=file_name,
                        help="name of the result (default: that of the folder); it is written to "
                             "OUTPUT_DIR/NAME.json")
-    parser.add_labelling()
+    parser.add_labelling(sweep=True)
     parser.add_argument("--alphas", type=unit, nargs="+", metavar="A",
                         help="with --maps-dir: the sweep (default: 0 to 0.6 in steps of 0.05); "
                              "the result itself is always that at --alpha")
@@ -68,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
         if args.background == "crf":
             raise UserError("--background crf: score the labels that make_pseudo_labels.py writes "
                             "with it (--labels-dir)")
-    begin(args, f"scores_{args.name or folder.name}")
+    runtime = begin(args, f"scores_{args.name or folder.name}")
     torch.set_num_threads(1)  # the images share the cores, not the pixels of one image
     if args.maps_dir is None:
         alphas, sweep = [args.alpha], []
@@ -80,15 +81,20 @@ def main(args: argparse.Namespace) -> None:
     if args.dry_run:
         return log.info("dry run: would score %d images of %s", len(entries), folder)
     chosen, images = alphas.index(args.alpha), dict[str, float]()
+    mine = entries[runtime.rank::runtime.world]
     total = np.zeros((len(alphas), len(root.classes) + 1, len(root.classes) + 2), np.int64)
-    counted = ordered_map(count, (entry.id for entry in entries))
-    for entry, counts in zip(entries, progress(counted, "scoring", len(entries), "image"),
+    counted = ordered_map(count, (entry.id for entry in mine), runtime.cores)
+    for entry, counts in zip(mine, progress(counted, "scoring", len(mine), "image", runtime.main),
                              strict=True):
         total += counts
         images[entry.id] = mean_iou(counts[chosen])
-    scores = {alpha: Scores.of(counts) for alpha, counts in zip(alphas, total, strict=True)}
-    report(args, ["background", *root.classes], images, scores[args.alpha],
-           {alpha: scores[alpha] for alpha in sweep})
+    total = runtime.sum(torch.from_numpy(total)).numpy()
+    for part in runtime.gather(images):
+        images |= part
+    if runtime.main:
+        scores = {alpha: Scores.of(counts) for alpha, counts in zip(alphas, total, strict=True)}
+        report(args, ["background", *root.classes], {e.id: images[e.id] for e in entries},
+               scores[args.alpha], {alpha: scores[alpha] for alpha in sweep})
 
 
 def report(args: argparse.Namespace, names: list[str], images: dict[str, float],

@@ -13,7 +13,7 @@ import argparse
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,11 +84,12 @@ def main(args: argparse.Namespace) -> None:
 def export(args: argparse.Namespace, root: "DataRoot", folder: Path) -> str:
     """Write the labels in `args.format` to `folder`; returns what was done, in words."""
     from labelling.cvat import CvatWriter
-    from labelling.export import CocoWriter, VocWriter, YoloWriter
+    from labelling.export import CocoWriter, VocWriter, Writer, YoloWriter
     from labelling.regions import without_small_regions
 
     ids = labelled_images(root, args.labels_dir, args.list)
-    writers = {"coco": CocoWriter, "cvat": CvatWriter, "yolo": YoloWriter, "voc": VocWriter}
+    writers: dict[str, Callable[[Path, Sequence[str]], Writer]] = {
+        "coco": CocoWriter, "cvat": CvatWriter, "yolo": YoloWriter, "voc": VocWriter}
     empty = 0
     with closing(writers[args.format](folder, root.classes)) as writer:
         for image_id in progress(ids, "exporting", unit="image"):

@@ -8,8 +8,11 @@ are skipped when it is started again.
 import argparse
 from typing import Any
 
+from utils.logging import get_logger
 from utils.options import StageParser, input_sides
 from utils.stage import begin, launch, report_failures
+
+log = get_logger()
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -38,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
     runtime = begin(args)
     entries = root.entries(args.list)
     source = checkpoint.read_network(args, root.classes)
-    scales = input_sides(args)
+    scales = input_sides(args, source.network)
     model: Any = runtime.move(source.instantiate(build))
     if args.compile:
         model.class_maps = runtime.compile(model.class_maps)
@@ -64,6 +67,11 @@ def main(args: argparse.Namespace) -> None:
             for i, scores in enumerate(maps):
                 writers.submit(save_maps, args.output_dir / f"{batch['id'][i]}.png",
                                to_bytes(scores), batch["labels"][i].nonzero()[:, 0].tolist())
+    runtime.barrier()
+    if runtime.main:
+        log.info("%s: maps of %d of %d images", args.output_dir,
+                 sum((args.output_dir / f"{entry.id}.png").is_file() for entry in entries),
+                 len(entries))
     report_failures(errors, len(entries), runtime)
 
 

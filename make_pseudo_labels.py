@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> None:
         log.warning("--background-score %g has no effect: scores below --alpha %g count as 0; "
                     "lower --alpha too", args.background_score, args.alpha)
     source = checkpoint.read_network(args, root.classes)
-    scales = input_sides(args)
+    scales = input_sides(args, source.network)
     model: Any = runtime.move(source.instantiate(build))
     if args.compile:
         model.class_maps = runtime.compile(model.class_maps)

@@ -18,7 +18,8 @@ MODELS = ("u2net", "isnet")  # those in labelling.saliency.RECIPES
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The options."""
-    parser = StageParser(__doc__, images=None, output="saliency", batch_size=2)
+    parser = StageParser(__doc__, images=None, output="saliency", batch_size=2,
+                         pytorch=False)
     group = parser.add_argument_group("saliency network")
     neutral(group.add_argument(  # recorded by the file's content
         "--model", default=MODELS[0], metavar="u2net|isnet|FILE.onnx",

@@ -1,13 +1,13 @@
 """See a run, finished or not: a page to explore, one table of all scores, and pictures.
 
-In: RUN_DIR with whatever the stages have left there. Out: RUN_DIR/report.html, one file that needs
-nothing else; the table on the terminal and in RUN_DIR/table.md; RUN_DIR/pseudo_labels.png and, if
-DeepLab has run, RUN_DIR/deeplab.png. Scores and masks are shown where they are.
+In: RUN_DIR with whatever the stages have left there. Out: OUTPUT_DIR/report.html, one file that
+needs nothing else; the table on the terminal and in table.md; pseudo_labels.png and, if DeepLab has
+run, deeplab.png. Scores and masks are shown where they are.
 """
 
 import argparse
 
-from utils.files import UserError, atomic_write
+from utils.files import UserError, write_text
 from utils.logging import get_logger
 from utils.options import StageParser, positive_int
 from utils.stage import begin, launch
@@ -35,24 +35,23 @@ def main(args: argparse.Namespace) -> None:
     from reporting.overview import write_report
     from reporting.run import read_scores, score_table
 
-    root, run = DataRoot(args.data_root), args.run_dir
+    root, run, output = DataRoot(args.data_root), args.run_dir, args.output_dir
     if not run.is_dir():
         raise UserError(f"--run-dir {run}: no such folder")
     begin(args, "report")
     if args.dry_run:
-        return log.info("dry run: would write %s", run / "report.html")
+        return log.info("dry run: would write %s", output / "report.html")
     torch.set_num_threads(1)  # the images share the cores, not the pixels of one image
-    write_grids(run, root, args.list, args.val_list, args.rows)
+    write_grids(run, output, root, args.list, args.val_list, args.rows)
     lists = [args.list]
     if (run / "deeplab_labels").is_dir():
         lists.append(args.val_list)
-    page = write_report(run, root, lists, args.images)
+    page = write_report(run, output, root, lists, args.images)
     table = score_table(read_scores(run))
     if table is None:
         log.info("no scores in %s: evaluate.py writes them, where there are masks", run / "scores")
     else:
-        with atomic_write(run / "table.md") as tmp:
-            tmp.write_text(table + "\n", encoding="utf-8")
+        write_text(output / "table.md", table + "\n")
         print(f"\n{table}\n")
     print(page)
 

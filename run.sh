@@ -13,7 +13,8 @@ With it, it is the paper's run on a VOC 2012 folder, or as much of it as your ow
 
   --data-root DIR     data set in VOC 2012 layout, or your own photos (docs/own_data.md)
   --run-dir DIR       where all output goes (default: runs/NAME OF DATA ROOT)
-  --stages LIST       comma-separated stages to run, in this order (default: all of them):
+  --stages LIST       comma-separated stages to run, in this order (default: all of them, without
+                      masks all but cam and evaluate):
                       data,cam,drs,maps,refine,labels,evaluate,deeplab,report
   --gpus N            processes, one a GPU (default: 1); on a machine without a GPU, CPU processes
   --nodes M           machines; the same command is given on each (docs/cluster.md; default: 1)
@@ -23,7 +24,8 @@ With it, it is the paper's run on a VOC 2012 folder, or as much of it as your ow
   --overwrite         start over: do every stage again
   --quick             with --data-root: a first look, with trainings a twentieth as long
   --init WHAT         with --data-root: initial weights, imagenet (default), none or a checkpoint
-  --train-args "..."  with --data-root: further options of the trainings, as train_drs.py takes them
+  --train-args "..."  with --data-root: further options of all trainings, such as --lr; they come
+                      after what is planned
   --background CUE    with --data-root: saliency (made by make_saliency.py where there is none),
                       threshold or crf (default: saliency where the maps are there, else crf)
   --val-share SHARE   with --data-root: hold out this share of the images, chosen by the seed
@@ -39,7 +41,7 @@ fail() {
 }
 
 ALL_STAGES=data,cam,drs,maps,refine,labels,evaluate,deeplab,report
-DATA_ROOT="" RUN_DIR="" STAGES=$ALL_STAGES GPUS=1 NODES=1 RDZV="" RESTARTS=0 SEED=0 OVERWRITE=() PLAN=() INIT=imagenet TRAIN_ARGS=()
+DATA_ROOT="" RUN_DIR="" STAGES="" GPUS=1 NODES=1 RDZV="" RESTARTS=0 SEED=0 OVERWRITE=() PLAN=() INIT=imagenet TRAIN_ARGS=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --help|-h) usage; exit 0 ;;
@@ -87,6 +89,7 @@ if [ -n "$DATA_ROOT" ]; then
     # What there is, and what can be done with it. SCORED: the images whose pseudo labels are scored.
     LIST="" VAL="" SCORED="" BACKGROUND="" SALIENCY_DIR="" MAKE_SALIENCY="" BATCH="" EPOCHS="" MILESTONES=""
     REFINE_EPOCHS="" REFINE_MILESTONES="" ITERATIONS="" INIT_MODEL="" ONLINE_LABEL="" SIDE="" CONFIG=""
+    NETWORK="" RATE="" REFINE_RATE="" SUPPRESSION=""
     settings="$(python -m datasets.plan "$DATA_ROOT" --run-dir "$RUN_DIR" --seed "$SEED" \
         --init "$INIT" "${PLAN[@]}")" || exit 1
     while read -r name value; do
@@ -95,11 +98,13 @@ if [ -n "$DATA_ROOT" ]; then
     TRAIN=(--list "$LIST" --seed "$SEED" --batch-size "$BATCH" --image-size "$SIDE"
            --background "$BACKGROUND" ${SALIENCY_DIR:+--saliency-dir "$SALIENCY_DIR"})
     [ "$SCORED" = train ] && [ "$BACKGROUND" = saliency ] || TRAIN+=(--val-list none)
-    TRAIN+=("${TRAIN_ARGS[@]}")
-    read -ra steps <<<"$MILESTONES"
-    CAM=("${TRAIN[@]}" --epochs "$EPOCHS" --milestones "${steps[@]}") DRS=("${CAM[@]}")
-    read -ra steps <<<"$REFINE_MILESTONES"
-    REFINE=("${TRAIN[@]}" --epochs "$REFINE_EPOCHS" --milestones "${steps[@]}")
+    # Options of several words, from here; those of the command line come last, so that they count.
+    read -ra words <<<"$NETWORK $RATE --epochs $EPOCHS --milestones $MILESTONES"
+    CAM=("${TRAIN[@]}" "${words[@]}" "${TRAIN_ARGS[@]}")
+    read -ra suppression <<<"$SUPPRESSION"
+    DRS=("${TRAIN[@]}" "${words[@]}" "${suppression[@]}" "${TRAIN_ARGS[@]}")
+    read -ra words <<<"$NETWORK $REFINE_RATE --epochs $REFINE_EPOCHS --milestones $REFINE_MILESTONES"
+    REFINE=("${TRAIN[@]}" "${words[@]}" "${TRAIN_ARGS[@]}")
     LABELS=(--list "$LIST" --background "$BACKGROUND"
             ${SALIENCY_DIR:+--saliency-dir "$SALIENCY_DIR"})
     MAPS=(--background "${BACKGROUND/crf/threshold}"
@@ -121,6 +126,10 @@ else
     INIT="$RUN_DIR/pretrain/last.pth"
     LIST=train_aug VAL=val SCORED=train_aug LABELS=() MAPS=() DEEPLAB=()
 fi
+
+# Without masks there is nothing to compare a baseline by.
+[ -n "$SCORED" ] || STAGES="${STAGES:-data,drs,maps,refine,labels,deeplab,report}"
+STAGES="${STAGES:-$ALL_STAGES}"
 
 COMMON=(--data-root "$DATA_ROOT" --run-dir "$RUN_DIR" "${OVERWRITE[@]}")
 
@@ -174,7 +183,9 @@ run() {
 # score NAME ARGS...: mIoU, precision and recall of a folder, kept for the report.
 score() {
     printf '\n== scores: %s\n' "$1"
-    once evaluate.py "${COMMON[@]}" --list "$SCORED" --name "$@"
+    local command=(evaluate.py "${COMMON[@]}" --list "$SCORED" --name "$@")
+    # It works with threads: one process a machine.
+    if [ "$NODES" -gt 1 ]; then together 1 "${command[@]}"; else python "${command[@]}"; fi
 }
 
 stage_data() {

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Run the tests: bash test.sh [pytest options]. Makes the environment if there is none.
+# Run the tests: bash test.sh [pytest options]. Makes the environment if there is none. One process
+# a core; -n 0 for one in all.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 source utils/environment.sh
@@ -11,4 +12,4 @@ if ! python -c "import pydensecrf" 2>/dev/null && command -v c++ >/dev/null; the
         python -m pip install --quiet --no-build-isolation -r requirements-crf.txt; } \
         >/dev/null 2>&1 || echo "pydensecrf could not be built; tests that need it are skipped" >&2
 fi
-exec python -m pytest "$@"
+exec python -m pytest --numprocesses auto --dist worksteal "$@"

@@ -80,17 +80,16 @@ def main(args: argparse.Namespace) -> None:
     if args.dry_run:
         return training.dry_run(batches, args.epochs)
 
+    scorer = ImageScorer(len(root.classes))
+
+    def loss_fn(network: torch.nn.Module, batch: dict) -> torch.Tensor:
+        logits = network(batch["image"])
+        scorer.update(logits, batch["labels"])
+        return classification_loss(logits, batch["labels"])
+
     network = runtime.distribute(model, args.compile)
-    for _ in training.epochs(args.epochs, batches):
-        scorer = ImageScorer(len(root.classes))
-
-        def loss_fn(network: torch.nn.Module, batch: dict,
-                    scorer: ImageScorer = scorer) -> torch.Tensor:
-            logits = network(batch["image"])
-            scorer.update(logits, batch["labels"])
-            return classification_loss(logits, batch["labels"])
-
-        figures = train_epoch(network, batches, loss_fn, optimizer, training.scaler, runtime)
+    for _ in training.epochs(args.epochs, batches, args.save_every, scorer):
+        figures = train_epoch(network, batches, loss_fn, training)
         scheduler.step()
         scorer.gather(runtime)
         image_scores = scorer.scores()

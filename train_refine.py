@@ -70,8 +70,8 @@ def main(args: argparse.Namespace) -> None:
         return refinement_loss(network(batch["image"]), batch["maps"])
 
     network = runtime.distribute(model, args.compile)
-    for _ in training.epochs(args.epochs, batches):
-        figures = train_epoch(network, batches, loss_fn, optimizer, training.scaler, runtime)
+    for _ in training.epochs(args.epochs, batches, args.save_every):
+        figures = train_epoch(network, batches, loss_fn, training)
         scheduler.step()
         figures |= validate(model, val_batches, args, runtime)
         training.end_epoch(figures, figures.get("miou"))

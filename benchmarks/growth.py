@@ -28,20 +28,23 @@ SIZE = ("--image-size", "64")  # the network's own part is to be small; results 
 def link(drawn: Path, folder: Path, count: int) -> None:
     """A data root of `count` images, links to those of `drawn`."""
     lines = (drawn / "all.txt").read_text().splitlines()
-    written = []
     for name, suffix in (("JPEGImages", "jpg"), ("saliency_map", "png"),
                          ("SegmentationClassAug", "png")):
-        (folder / name).mkdir(parents=True)
-        for index in range(count):
-            source = (drawn / name / f"{index % DRAWN:06d}.{suffix}").resolve()
-            (folder / name / f"{index:06d}.{suffix}").symlink_to(source)
+        link_files(drawn / name, folder / name, suffix, count)
+    (folder / "all.txt").write_text("".join(
+        f"{index:06d} {lines[index % DRAWN].split(maxsplit=1)[1]}\n" for index in range(count)))
+
+
+def link_files(source: Path, target: Path, suffix: str, count: int) -> None:
+    """A folder of `count` links to the drawn files of another."""
+    target.mkdir(parents=True)
+    files = [os.path.realpath(source / f"{index:06d}.{suffix}") for index in range(DRAWN)]
     for index in range(count):
-        written.append(f"{index:06d} " + lines[index % DRAWN].split(maxsplit=1)[1])
-    (folder / "all.txt").write_text("\n".join(written) + "\n")
+        os.symlink(files[index % DRAWN], f"{target}/{index:06d}.{suffix}")
 
 
-def measure(*command: object) -> tuple[float, float]:
-    """Seconds and peak MiB of a script."""
+def measure(*command: object) -> tuple[float, float, float]:
+    """Seconds by the clock, peak MiB, and seconds of processor time of a script."""
     start = time.perf_counter()
     process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT,
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -50,7 +53,8 @@ def measure(*command: object) -> tuple[float, float]:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{command[0]} failed: {said.strip().splitlines()[-1]}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    return (time.perf_counter() - start, usage.ru_maxrss / 1024,
+            usage.ru_utime + usage.ru_stime)
 
 
 def stages(root: Path, run: Path) -> dict[str, list[object]]:
@@ -72,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[100, 1000, 10000])
     args = parser.parse_args(argv)
-    found: dict[str, list[tuple[float, float]]] = {}
+    found: dict[str, list[tuple[float, float, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "drawn").mkdir()
@@ -89,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     for stage, rows in found.items():
         print(f"| {stage} | " + " | ".join(
             f"{seconds:.0f}, {1000 * seconds / count:.1f}, {memory:.0f}"
-            for count, (seconds, memory) in zip(args.images, rows, strict=True)) + " |")
+            for count, (seconds, memory, _) in zip(args.images, rows, strict=True)) + " |")
 
 
 if __name__ == "__main__":

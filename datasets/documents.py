@@ -206,9 +206,17 @@ def _add_label_studio(document: Document, root: Path, source: Source) -> list[st
         for place, row in enumerate(document.rows):
             yield f"{document.path}, entry {place}", row
 
-    names = dict.fromkeys(name for row in document.rows for name in row)
-    image, label = columns(names, str(document.path))
-    return add_rows(rows(), image, label, source)
+    return add_rows(rows(), *task_columns(document), source)
+
+
+def task_columns(document: Document) -> tuple[str, str]:
+    """What the image and its classes are called in Label Studio's tasks.
+
+    Raises:
+        UserError: there is no such name: the JSON is of something else.
+    """
+    return columns(dict.fromkeys(name for row in document.rows for name in row),
+                   str(document.path))
 
 
 def _folder(document: Path, root: Path) -> str:

@@ -5,6 +5,7 @@ them (`datasets/sources.py`). Everything read here comes from outside and is che
 """
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 
 from datasets import lists
 from datasets.lists import Entry
-from datasets.pictures import Pictures, some
+from datasets.pictures import Pictures, count, some
 from datasets.source import MAX_CLASSES, NotThere, Source, class_name
 from datasets.sources import Place, annotated_classes, coco_layout, find_source
 from utils.files import UserError, read_text
@@ -48,7 +49,9 @@ class DataRoot:
     def __init__(self, root: str | Path, tolerant: bool = False) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
-            raise UserError(f"--data-root {self.root}: no such folder")
+            raise UserError(f"--data-root {self.root}: " + (
+                "is a file; unpack it, or name the folder" if self.root.exists()
+                else "no such folder"))
         self.mask_dir = self.root / "SegmentationClassAug"
         self.saliency_dir = self.root / "saliency_map"
         self.annotation_dir = self.root / "Annotations"
@@ -60,12 +63,12 @@ class DataRoot:
                                    else [self.image_dir]))
         if not self.images:
             raise UserError(f"--data-root {self.root}: no images in {self.image_dir} "
-                            f"({self._passed_over() or 'see docs/own_data.md'})")
+                            f"({self.pictures.passed_over or 'see docs/own_data.md'})")
         if self.clashes and not tolerant:
             raise UserError(self.clashes[0])
         self.documents = list(coco) or self.pictures.documents
         if self.pictures.skipped:
-            log.warning("%s", self._passed_over())
+            log.warning("%s", self.pictures.passed_over)
         self._named = self._read_classes()
         self.voc = self._voc_layout and self._named is None and (
             bool(self.list_files()) or set(self._source_classes()) <= set(VOC_CLASSES))
@@ -90,8 +93,10 @@ class DataRoot:
         except NotThere as error:
             if self._voc_layout:
                 return list(VOC_CLASSES)
-            raise UserError(f"{error}; with an image list of your own, write classes.txt, too, a "
-                            "class name a line") from error
+            lists = some([path.name for path in self.list_files()])
+            raise UserError(f"{error}" + (f"; or, if {lists} lists the images, write classes.txt "
+                                          "beside it, a class name a line" if lists else "")
+                            ) from error
 
     @cached_property
     def source(self) -> Source:
@@ -125,9 +130,10 @@ class DataRoot:
         Raises:
             UserError: there is none.
         """
-        if image_id not in self.images:
-            raise UserError(f"{self.image_dir / image_id}.jpg: no such image")
-        return self.images[image_id]
+        try:
+            return self.images[image_id]
+        except KeyError:
+            raise UserError(f"{self.image_dir / image_id}.jpg: no such image") from None
 
     def find_list(self, name: str) -> Path | None:
         """The file of a list given by path or by name ("train_aug"), None if there is none."""
@@ -138,7 +144,9 @@ class DataRoot:
             candidates += [self.list_dir / f"{name}_cls.txt", self.list_dir / f"{name}.txt",
                            self.root / f"{name}.txt", self.root / name]
         try:
-            return next((path for path in candidates if path.is_file()), None)
+            # A list that is no file or cannot be reached is an error, not a reason for another.
+            return next((path for path in candidates if path.is_file()
+                         or (path.suffix == ".txt" and os.path.lexists(path))), None)
         except OSError:  # a part that is too long for the file system
             return None
 
@@ -212,8 +220,10 @@ class DataRoot:
                 return self.source.lists[name]
             if not self.voc and name == "train_aug":
                 return list(self.source.labels)
-        except NotThere:
-            pass
+        except NotThere as error:
+            if name == "train_aug" and not self.list_files():
+                raise NotThere(f"{error}; or name the images and their classes in train_aug.txt"
+                               ) from error
         if not self.voc and name == "train":
             ids = [entry.id for entry in self.entries("train_aug", labels=False)]
             return [image_id for image_id in ids
@@ -221,7 +231,9 @@ class DataRoot:
         shown = name if len(name) <= MAX_LIST_NAME else f"{name[:MAX_LIST_NAME]}..."
         there = some([path.stem for path in self.list_files()], 5)
         raise NotThere(f"list {shown!r}: no such file, and no {shown[:40]}.txt in {self.list_dir} "
-                       f"or {self.root}" + (f" (there are {there})" if there else ""))
+                       f"or {self.root}" + (
+                           f" (there are {there}: choose with --list, or rename one)"
+                           if there else ""))
 
     def told(self, image_id: str) -> tuple[int, ...] | None:
         """The classes in an image by its XML annotation or by the source; None: nothing tells.
@@ -264,20 +276,19 @@ class DataRoot:
                 lists.append(f"{name} ({error})")
         masks, saliency = (sum(path.stem in self.images for path in folder.glob("*.png"))
                            for folder in (self.mask_dir, self.saliency_dir))
-        left = [self._passed_over()] if self.pictures.skipped else []
+        left = [self.pictures.passed_over] if self.pictures.skipped else []
         left += self.source.notes if "source" in vars(self) else []
+        alike = [name for name in self.classes if sum(
+            name.lower() == other.lower() for other in self.classes) > 1]
         return "\n".join([
-            f"{self.root}: {len(self.images):,} images, {len(self.classes)} classes "
-            f"({some(self.classes, 5)})",
+            f"{self.root}: {count(len(self.images), 'image')}, "
+            f"{count(len(self.classes), 'class', 'classes')} ({some(self.classes, 5)})",
+            *([f"two classes: {', '.join(map(repr, alike[:2]))}: if they are one, write them alike"]
+              if alike else []),
             f"labels: {some(told) or 'see the lists'}",
             f"lists: {', '.join(lists) or 'none'}",
             f"masks: {masks or 'none'}, saliency maps: {saliency or 'none'}",
             *(f"left out: {what}" for what in left)])
-
-    def _passed_over(self) -> str:
-        """A sentence on the files that are no images for us."""
-        skipped = [f"{path.name}: {why}" for path, why in self.pictures.skipped.items()]
-        return f"{len(skipped):,} files passed over; {some(skipped)}" if skipped else ""
 
 
 def label_vector(labels: tuple[int, ...] | None, num_classes: int) -> np.ndarray:

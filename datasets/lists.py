@@ -67,7 +67,10 @@ def read_line(line: str, where: str, pictures: Pictures, classes: Mapping[str, i
                         "and its classes")
     line = line.strip()
     ends = [match.start() for match in re.finditer(r"[\s,]+", line[:MAX_NAME])]
-    for end in reversed([*ends, min(len(line), MAX_NAME)]):
+    ends.append(min(len(line), MAX_NAME))
+    if not pictures.spaced and "/" not in line and "\\" not in line:
+        ends = ends[:1]  # no longer beginning can be a name
+    for end in reversed(ends):
         try:
             image_id = pictures.find(line[:end])
         except UserError as error:

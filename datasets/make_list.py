@@ -6,7 +6,7 @@ from pathlib import Path
 from datasets.inspection import Job, companions, inspect
 from datasets.layout import DataRoot
 from datasets.lists import NO_CLASS
-from utils.files import UserError, atomic_write
+from utils.files import UserError, write_text
 from utils.logging import get_logger, progress
 from utils.processes import map_in_processes
 
@@ -48,8 +48,7 @@ def make_list(root: DataRoot, name: str | None, kind: str, output: Path, process
         separator = "\t" if " " in finding.id else " "
         lines.append(finding.id + separator
                      + (" ".join(map(str, finding.labels[kind])) or NO_CLASS))
-    with atomic_write(output) as tmp:
-        tmp.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_text(output, "\n".join(lines) + "\n")
     empty = sum(not finding.labels[kind] for finding in found)
     get_logger().info("wrote %s: %d images%s", output, len(ids),
                       f", {empty} of them with no class ({NO_CLASS})" if empty else "")

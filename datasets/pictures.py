@@ -7,8 +7,9 @@ suffix and with "__" for each "/" (`cat/beach day.jpg` is `cat__beach day`): it 
 
 import hashlib
 import os
+import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
@@ -23,13 +24,39 @@ UNSUPPORTED = frozenset({
     ".eps", ".pdf", ".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".srw",
     ".pef", ".mov", ".mp4", ".m4v", ".avi", ".mkv", ".webm", ".3gp", ".mts", ".mpg", ".mpeg",
     ".wmv"}) - IMAGE_SUFFIXES
+SPREADSHEETS = frozenset({".xlsx", ".xls", ".ods", ".numbers"})
 DOCUMENTS = frozenset({".csv", ".tsv", ".json", ".xml"})  # what image-level labels come in
+READABLE = IMAGE_SUFFIXES | DOCUMENTS
 # Folders of a data root that hold pictures, but no photos.
 RESERVED = frozenset({"SegmentationClass", "SegmentationObject", "SegmentationClassAug",
                       "saliency_map", "localization_maps", "refined_pseudo_segmentation_labels"})
 NOT_SUPPORTED, NOT_A_FILE = "format not supported; convert it to JPEG", "no regular file"
+NO_TABLE = "save it as CSV, if it says what is in the images"
 MAX_ID_BYTES = 200  # a file name has 255, of which a temporary name needs some
 MAX_PARTS = 32  # folders in a name that is looked up
+
+
+class Files(Mapping[str, Path]):
+    """Image id -> file. Kept as text: to make and to hold a million paths takes a while."""
+
+    def __init__(self) -> None:
+        self._places: dict[str, str] = {}
+
+    def add(self, image_id: str, place: str) -> str:
+        """Take in a file, unless the id has one already; the file that it has."""
+        return self._places.setdefault(image_id, place)
+
+    def __getitem__(self, image_id: str) -> Path:
+        return Path(self._places[image_id])
+
+    def __contains__(self, image_id: object) -> bool:
+        return image_id in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
 
 
 class Pictures:
@@ -41,7 +68,8 @@ class Pictures:
 
     Attributes:
         by_id: image id -> file, in the order of the paths.
-        skipped: file -> why it is no image for us; only what has the name of a photo or video.
+        skipped: file -> why it is not read; only what has the name of a photo, video or
+            spreadsheet.
         documents: the other files that may say what is in the images.
         clashes: a message for each file whose id another one has already.
         where: the places, for messages.
@@ -51,7 +79,7 @@ class Pictures:
     """
 
     def __init__(self, *places: Path) -> None:
-        self.by_id: dict[str, Path] = {}
+        self.by_id = Files()
         self.skipped: dict[Path, str] = {}
         self.documents: list[Path] = []
         self.clashes: list[str] = []
@@ -59,25 +87,27 @@ class Pictures:
         self._relative: dict[str, str] = {}
         for place in places:
             if place.is_dir():
-                for path in files_below(place):
-                    self._add(path, path.relative_to(place).as_posix(), path.suffix.lower())
+                for path, relative in files_below(place):
+                    self._add(path, relative, os.path.splitext(relative)[1].lower())
             else:  # what is asked for by name may be called anything
                 suffix = place.suffix.lower()
-                self._add(place, place.name, suffix if suffix in UNSUPPORTED else ".jpg")
+                self._add(str(place), place.name, suffix if suffix in UNSUPPORTED else ".jpg")
 
-    def _add(self, path: Path, relative: str, suffix: str) -> None:
+    def _add(self, path: str, relative: str, suffix: str) -> None:
         if suffix in UNSUPPORTED:
-            self.skipped[path] = NOT_SUPPORTED
-        elif suffix in IMAGE_SUFFIXES | DOCUMENTS and not path.is_file():
-            self.skipped[path] = NOT_A_FILE
+            self.skipped[Path(path)] = NOT_SUPPORTED
+        elif suffix in SPREADSHEETS:
+            self.skipped[Path(path)] = NO_TABLE
+        elif suffix in READABLE and not os.path.isfile(path):
+            self.skipped[Path(path)] = NOT_A_FILE
         elif suffix in DOCUMENTS:
-            self.documents.append(path)
+            self.documents.append(Path(path))
         elif suffix in IMAGE_SUFFIXES:
             name = make_id(relative)
-            first = self.by_id.setdefault(name, path)
+            first = self.by_id.add(name, path)
             self._relative.setdefault(name, relative)
             if first != path:
-                self.clashes.append(f"{path} and {first.name}: two images of one name")
+                self.clashes.append(f"{Path(path)} and {Path(first).name}: two images of one name")
 
     def find(self, name: str) -> str | None:
         """The id of the image that somebody else calls `name`; None: there is none.
@@ -105,13 +135,19 @@ class Pictures:
         return next(iter(called), None)
 
     @cached_property
+    def spaced(self) -> bool:
+        """Whether a comma or white space is in the name of any image or folder."""
+        return any(re.search(r"[\s,]", relative) for relative in self._relative.values())
+
+    @cached_property
     def _paths(self) -> dict[str, str]:
         """Paths with and without suffix, and ids, -> ids."""
         paths: dict[str, str] = {}
         for image_id, relative in self._relative.items():
             whole = nfc(relative)
             paths[whole] = paths[without_suffix(whole)] = image_id
-        return paths | {nfc(image_id): image_id for image_id in self.by_id}
+        paths.update((nfc(image_id), image_id) for image_id in self.by_id)
+        return paths
 
     @cached_property
     def _bare(self) -> dict[str, tuple[str, ...]]:
@@ -123,6 +159,12 @@ class Pictures:
                 for name in {base, without_suffix(base)}:
                     names[name] = (*names.get(name, ()), image_id)[:2]
         return names
+
+    @property
+    def passed_over(self) -> str:
+        """A sentence on the files in `skipped`; empty: there are none."""
+        skipped = [f"{path.name}: {why}" for path, why in self.skipped.items()]
+        return f"{count(len(skipped), 'file')} passed over; {some(skipped)}" if skipped else ""
 
     def holds(self, folder: str) -> bool:
         """Whether there are images in a folder, given as a path below its place, or below it."""
@@ -164,13 +206,15 @@ def find_pictures(source: Path) -> Pictures:
     return found
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """The files in a folder and its subfolders, sorted; each folder once, links included.
+def files_below(folder: Path) -> Iterator[tuple[str, str]]:
+    """The files in a folder and its subfolders, each with its path below the folder, with forward
+    slashes; sorted; each folder once, links included.
 
     Raises:
         UserError: a folder cannot be read.
     """
     seen: set[tuple[int, int]] = set()
+    start = len(os.path.join(folder, ""))
     for place, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in seen:  # a link to a folder above, or to its sister
@@ -179,7 +223,9 @@ def files_below(folder: Path) -> Iterator[Path]:
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders
                             if not name.startswith(".") and name not in RESERVED)
-        yield from (Path(place, name) for name in sorted(files) if not name.startswith("."))
+        below = os.path.join(place[start:], "").replace(os.sep, "/")
+        yield from ((os.path.join(place, name), below + name) for name in sorted(files)
+                    if not name.startswith("."))
 
 
 def _raise(error: OSError) -> None:
@@ -193,7 +239,7 @@ def make_id(relative: str) -> str:
     digits of the path's hash, so that it stays unique.
     """
     plain = without_suffix(relative).replace("/", "__")
-    clean = printable(plain)
+    clean = plain if plain.isascii() and plain.isprintable() else printable(plain)
     data = clean.encode()
     if clean == plain and len(data) <= MAX_ID_BYTES:
         return plain
@@ -216,6 +262,11 @@ def without_suffix(name: str) -> str:
 def nfc(text: str) -> str:
     """The text with letters and accents composed: equal for names that look equal."""
     return unicodedata.normalize("NFC", text)
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: 1 file, 2,000 files."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def some(items: Sequence[object], show: int = 3) -> str:

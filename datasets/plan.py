@@ -7,10 +7,12 @@ The paper trains 15 and 30 epochs and 20,000 iterations on 10,582 images. On n i
 sqrt(10,582 / n) times as many epochs: half as many steps on a quarter of the images, each of which
 is seen twice as often. The learning rate falls at a third and two thirds of them, as in the paper.
 A first look (--quick) takes a twentieth of that; without a GPU a fortieth, on small images, and
-with the small DeepLab of the demo, whose images and iterations cost a fortieth as well.
+with the small DeepLab of the demo, whose images and iterations cost a fortieth as well. Where there
+are no initial weights either, all networks are the demo's, which learn from random ones.
 """
 
 import argparse
+import logging
 import math
 import sys
 from pathlib import Path
@@ -18,9 +20,10 @@ from pathlib import Path
 import torch
 
 from datasets.layout import DataRoot, Entry
-from datasets.lists import split
+from datasets.lists import NO_CLASS, split
 from datasets.voc import require_files
-from utils.files import UserError, atomic_write, output_folder
+from utils.files import UserError, output_folder, write_text
+from utils.logging import get_logger
 from utils.options import positive_unit, seed
 from utils.stage import launch
 
@@ -29,6 +32,10 @@ MAX_EPOCHS = 300
 QUICK = 20  # times shorter, for a first look
 SIDE, SMALL_SIDE, SMALL_ITERATIONS = 320, 160, 200  # the latter two for a first look without a GPU
 BATCH = 10
+# The demo's networks and rates, for trainings from random weights.
+SMALL = {"NETWORK": "--width 0.125 --batch-norm", "RATE": "--lr 0.02", "REFINE_RATE": "--lr 0.001",
+         "SUPPRESSION": "--drs fixed --delta 0.7"}
+STARTS = {"none": "random weights", "imagenet": "ImageNet weights"}
 COCO_WEIGHTS = Path("checkpoints/deeplabv1_resnet101-coco.pth")
 
 
@@ -43,7 +50,7 @@ def schedule(images: int, shorter: int = 1) -> dict[str, object]:
         # Epochs are counted from 1, and the rate falls at the start of a milestone.
         settings[f"{name}MILESTONES"] = f"{max(2, round(third))} {max(3, round(2 * third))}"
     iterations = ITERATIONS * math.sqrt(images / PAPER_IMAGES) / shorter
-    settings["ITERATIONS"] = max(20, round(iterations, -1))
+    settings["ITERATIONS"] = max(20, 10 * round(iterations / 10))
     return settings
 
 
@@ -71,13 +78,20 @@ def plan(args: argparse.Namespace) -> tuple[dict[str, object], list[str]]:
         said.append(f"held out: {len(held)} images by seed {args.seed}")
     elif root.has_list("val"):
         settings["VAL"] = "val"
+    if all(len(entry.labels or ()) == len(root.classes) for entry in train):
+        said.append("warning: every image shows every class, so there is nothing to tell apart: "
+                    f"add images without them ({NO_CLASS} in a table, a subfolder called "
+                    f"{NO_CLASS})")
     small = args.quick and not torch.cuda.is_available()
-    settings |= schedule(len(train), 2 * QUICK if small else QUICK if args.quick else 1)
+    scratch = small and args.init == "none"
+    settings |= schedule(len(train), 2 * QUICK if small and not scratch else
+                         QUICK if args.quick else 1)
     settings |= {"SIDE": SIDE, "CONFIG": "voc12.yaml"}
     if small:
         settings |= {"SIDE": SMALL_SIDE, "CONFIG": "demo.yaml", "ITERATIONS": SMALL_ITERATIONS}
         said.append(f"there is no GPU: --quick takes images of {SMALL_SIDE} pixels and the demo's "
-                    "small DeepLab")
+                    + ("small networks" if scratch else "small DeepLab"))
+    settings |= SMALL if scratch else {}
     said.append(f"trainings: {settings['EPOCHS']} epochs of the classifier, "
                 f"{settings['REFINE_EPOCHS']} of the refinement, {settings['ITERATIONS']} "
                 f"iterations of DeepLab on {len(train):,} images"
@@ -87,7 +101,8 @@ def plan(args: argparse.Namespace) -> tuple[dict[str, object], list[str]]:
     if complete(root, root.mask_dir, scored):
         settings["SCORED"] = "train" if root.has_list("train") else settings["LIST"]
     else:
-        said.append("left out: scores of the labels, for lack of masks")
+        said.append("left out: scores of the labels, and the plain CAM to compare them with, for "
+                    "lack of masks")
     if "VAL" in settings and not complete(root, root.mask_dir, root.entries(
             str(settings["VAL"]), labels=False)):
         said.append("left out: DeepLab's scores, for lack of masks of val")
@@ -100,8 +115,8 @@ def plan(args: argparse.Namespace) -> tuple[dict[str, object], list[str]]:
         settings |= {"INIT_MODEL": COCO_WEIGHTS.resolve(), "ONLINE_LABEL": "official"}
     else:
         settings |= {"INIT_MODEL": "imagenet", "ONLINE_LABEL": "off"}
-    said.append(f"DeepLab starts from {settings['INIT_MODEL']}, online label "
-                f"{settings['ONLINE_LABEL']}")
+    start = str(settings["INIT_MODEL"])
+    said.append(f"DeepLab starts from {STARTS.get(start, start)}")
     return settings, said
 
 
@@ -126,8 +141,7 @@ def background(args: argparse.Namespace, root: DataRoot, train: list[Entry], sai
 def write_list(path: Path, entries: list[Entry]) -> None:
     """Write an image list with class indices."""
     lines = [f"{entry.id}\t{' '.join(map(str, entry.labels or ())) or '-'}\n" for entry in entries]
-    with atomic_write(path) as tmp:
-        tmp.write_text("".join(lines), encoding="utf-8", errors="surrogateescape")
+    write_text(path, "".join(lines))
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -147,6 +161,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Print what will be done."""
+    get_logger().setLevel(logging.ERROR)  # what is found and left out is said below
     settings, said = plan(args)
     print("\n".join(said), file=sys.stderr)
     for name, value in settings.items():

@@ -94,6 +94,8 @@ class Source:
             UserError: there are none, or too many.
         """
         classes = self.order or sorted({name for names in self.labels.values() for name in names})
+        if not classes:
+            raise UserError(f"{self.found}: names no class")
         if not 1 <= len(classes) <= MAX_CLASSES:
             raise UserError(f"{self.found}: {len(classes)} classes ({some(classes)}); there may be "
                             f"1 to {MAX_CLASSES}")

@@ -12,9 +12,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from datasets.documents import COCO, LABEL_STUDIO, LABELME, add_documents, read_document
+from datasets.documents import (
+    COCO,
+    LABEL_STUDIO,
+    LABELME,
+    Document,
+    add_documents,
+    read_document,
+    task_columns,
+)
 from datasets.lists import NO_CLASS
-from datasets.pictures import RESERVED, Pictures, nfc, some
+from datasets.pictures import RESERVED, Pictures, count, nfc, some
 from datasets.source import NotThere, Source, list_name
 from datasets.tables import is_table, read_table
 from utils.files import UserError, open_regular, read_text
@@ -62,9 +70,11 @@ def find_source(place: Place) -> Source:
         if source is not None:
             source.notes += place.passed
             return source
-    raise NotThere(f"{place.root}: nothing says which classes are in the images: no image list, "
-                   "table, COCO, Label Studio or LabelMe JSON, VOC XML or subfolders named like "
-                   f"classes (docs/own_data.md){''.join(f'; {why}' for why in place.passed)}")
+    why = "; ".join(place.passed + [place.pictures.passed_over] * bool(place.pictures.skipped))
+    raise NotThere(f"{place.root}: nothing says which classes are in the images" + (
+        f": {why} (docs/own_data.md)" if why else
+        "; make one subfolder for each class, or labels.csv with a line 'image,labels' and lines "
+        "like 'IMG_1.jpg,cat;dog' (docs/own_data.md has more)"))
 
 
 def coco_layout(root: Path) -> dict[Path, Path]:
@@ -128,6 +138,10 @@ def _tables(place: Place) -> Source | None:
 
 def _documents(place: Place) -> Source | None:
     documents = [read_document(path) for path in place.files(".json")]
+    for document in documents:
+        if document.kind == LABEL_STUDIO and (lacks := _lacks(document)):
+            place.passed.append(lacks)
+            documents = [other for other in documents if other is not document]
     for kind in (COCO, LABEL_STUDIO, LABELME):
         chosen = [document for document in documents if document.kind == kind]
         if chosen:
@@ -138,12 +152,21 @@ def _documents(place: Place) -> Source | None:
                 ids = source.lists["train_aug"]
                 source.lists["train_aug"] = [name for name in ids if source.labels[name]]
                 bare = len(ids) - len(source.lists["train_aug"])
-                source.notes += [f"{bare:,} images without annotation"] if bare else []
+                source.notes += [f"{count(bare, 'image')} without annotation"] if bare else []
             return source
     others = [document.path for document in documents]
     if others:
         place.passed.append(f"{some(others)}: neither COCO nor LabelMe nor Label Studio")
     return None
+
+
+def _lacks(document: Document) -> str:
+    """Why a list of objects is no export of Label Studio; empty: it is one."""
+    try:
+        task_columns(document)
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def _annotations(place: Place) -> Source | None:
@@ -173,7 +196,8 @@ def _subfolders(place: Place) -> Source | None:
         if len(folders) > depth + 1:
             by_class[nfc(folders[depth])].append(image_id)
     if len(by_class) < 2:
-        place.passed.extend(f"{root / name}: one subfolder alone tells no classes apart"
+        place.passed.extend(f"{root / name}: one subfolder alone tells no classes apart; put "
+                            f"photos without it into a subfolder called {NO_CLASS}"
                             for name in by_class)
         return None
     source = place.source(f"{len(by_class)} subfolders")
@@ -192,9 +216,9 @@ def _subfolders(place: Place) -> Source | None:
     source.notes += [note for there, note in (
         (strange, f"subfolders that classes.txt does not name: {some(strange)}"),
         (empty, f"subfolders without images: {some(empty)}"),
-        (loose, f"{loose:,} images in no subfolder"),
-        (copies, f"{copies:,} copies of other images (an image counts once, with the classes of "
-                 "all its copies)")) if there]
+        (loose, f"{count(loose, 'image')} in no subfolder"),
+        (copies, f"{count(copies, 'copy of another image', 'copies of other images')} (an image "
+                 "counts once, with the classes of all its copies)")) if there]
     if depth:
         _divide(source, place, {root / top: [image_id for image_id in source.labels
                                              if parts[image_id][0] == top] for top in sorted(tops)})
@@ -212,7 +236,7 @@ def _divide(source: Source, place: Place, parts: dict[Path, list[str]]) -> None:
         ids = [image_id for path in parts if called[path] == name for image_id in parts[path]]
         if ids:
             source.lists[name] = list(dict.fromkeys(ids))
-    left = [path for path in parts if called[path] not in source.lists]
+    left = [path for path in parts if parts[path] and called[path] not in source.lists]
     if left:
         source.notes.append(f"neither for training nor for validation: {some(left)}")
 

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from datasets.lists import NO_CLASS
-from datasets.pictures import printable
+from datasets.pictures import count, printable
 from datasets.source import Source
 from utils.files import UserError, read_text
 
@@ -66,6 +66,8 @@ def columns(names: Iterable[str], where: str) -> tuple[str, str]:
     """
     by_lower = {name.strip().lower(): name for name in names}
     listed = printable(", ".join(by_lower))[:200]
+    if not listed:
+        raise UserError(f"{where}: is empty")
     image = next((by_lower[name] for name in IMAGE_COLUMNS if name in by_lower), None)
     if image is None:
         raise UserError(f"{where}: no column for the image (called {', '.join(IMAGE_COLUMNS[:5])} "
@@ -94,8 +96,8 @@ def add_rows(rows: Iterable[tuple[str, Row]], image: str, label: str, source: So
             ids[image_id] = None
             source.add(image_id, names, where)
     if unlabelled:
-        source.notes.append(f"{unlabelled:,} rows without a class ({NO_CLASS} would say that the "
-                            "image shows none of them)")
+        source.notes.append(f"{count(unlabelled, 'row')} without a class ({NO_CLASS} would say "
+                            "that the image shows none of them)")
     return list(ids)
 
 

@@ -7,6 +7,7 @@ runs on the device of the batch, on all its images: colours, conversion to float
 So what travels in between is small. This is the only home of mean and std.
 """
 
+from abc import ABC, abstractmethod
 from functools import lru_cache
 from typing import Any
 
@@ -23,9 +24,10 @@ Sample = dict[str, Any]
 Batch = dict[str, Any]
 
 
-class Transform:
+class Transform(ABC):
     """The two halves; objects are small and picklable, so that any process can be given one."""
 
+    @abstractmethod
     def sample(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """One image's half, on the CPU.
 
@@ -38,8 +40,8 @@ class Transform:
             the sample with its images as uint8 tensors, "image" (3, H, W), and what `batch` needs
             to know of this image.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def batch(self, batch: Batch) -> Batch:
         """The batch's half, on its device.
 
@@ -50,7 +52,6 @@ class Transform:
             the batch with "image" (B, 3, H, W) float32, normalised, in channels_last, and "maps"
             dense, (B, C, h, w) uint8.
         """
-        raise NotImplementedError
 
 
 class Evaluation(Transform):

@@ -9,8 +9,8 @@ Potentials" (2011), algorithm 1 with a Potts model; the default parameters are D
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise, product
-from typing import TypeVar
+from itertools import product
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,13 +18,14 @@ from torch import Tensor
 
 from labelling.lattice import Filter, Lattice
 from utils.files import UserError
+from utils.threads import ordered_map
 
 Key = TypeVar("Key")
 Array = TypeVar("Array", np.ndarray, Tensor)
 SMALLEST = 1e-5  # probabilities below count as this, so that their logarithm stays finite
 ABSENT = -1e4  # energy of a class that takes no part: its exponential is 0
 SIDES = 8  # classes are filtered fastest in multiples of a vector register's width
-MARGIN = 2.0  # ranges of the appearance kernel that a tile sees beyond its part of the image
+MARGIN = 1.0  # ranges of the appearance kernel that a tile sees beyond its part of the image
 
 
 @dataclass(frozen=True)
@@ -117,32 +118,55 @@ def _tiled(images: Tensor, probabilities: Tensor, params: CRFParams) -> Tensor:
     tiles = list(_tiles(height, width, params))
     if len(tiles) == 1:
         return _whole(images, probabilities, params)
+    # Two tiles with half of the cores each are done sooner than one after the other with all.
+    cores = torch.get_num_threads()
+    at_once = min(2, cores) if images.device.type == "cpu" else 1
+    modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+
+    def part(tile: Tile) -> Tensor:
+        if at_once > 1:
+            torch.set_num_threads(cores // at_once)
+        with torch.inference_mode(modes[1]), torch.set_grad_enabled(modes[0]):  # a thread's own
+            rows, columns = tile.seen
+            return _whole(images[:, rows, columns], probabilities[:, :, rows, columns], params)
+
     marginals = torch.zeros_like(probabilities)
-    for (top, left), (rows, columns), inner in tiles:
-        part = _whole(images[:, rows, columns], probabilities[:, :, rows, columns], params)
-        marginals[:, :, top, left] = part[:, :, inner[0], inner[1]]
+    try:
+        for tile, seen in zip(tiles, ordered_map(part, tiles, at_once), strict=True):
+            marginals[:, :, tile.kept[0], tile.kept[1]] = seen[:, :, tile.inner[0], tile.inner[1]]
+    finally:
+        torch.set_num_threads(cores)
     return marginals
 
 
-def _tiles(height: int, width: int, params: CRFParams) -> Iterator[tuple[tuple[slice, ...], ...]]:
-    """The tiles of an image: what is kept of each, what it sees, and the one within the other."""
+class Tile(NamedTuple):
+    """A part of an image, as slices of rows and columns: what is kept of its result, what it sees,
+    and the one within the other."""
+
+    kept: tuple[slice, slice]
+    seen: tuple[slice, slice]
+    inner: tuple[slice, slice]
+
+
+def _tiles(height: int, width: int, params: CRFParams) -> Iterator[Tile]:
+    """Tiles that see parts of one size, so that they share the smoothness kernel's lattice."""
     margin = round(MARGIN * params.bilateral_xy)
     if height * width <= params.max_pixels:
         side = max(height, width)
     else:
         side = max(1, round(params.max_pixels ** 0.5) - 2 * margin)
-    for kept in product(_cuts(height, side), _cuts(width, side)):
-        seen = tuple(slice(max(0, cut.start - margin), min(length, cut.stop + margin))
-                     for cut, length in zip(kept, (height, width), strict=True))
-        yield kept, seen, tuple(slice(cut.start - wide.start, cut.stop - wide.start)
-                                for cut, wide in zip(kept, seen, strict=True))
+    for rows, columns in product(_cuts(height, side, margin), _cuts(width, side, margin)):
+        yield Tile(*((rows[i], columns[i]) for i in range(3)))
 
 
-def _cuts(length: int, side: int) -> list[slice]:
-    """A length in equal pieces, none longer than `side`."""
+def _cuts(length: int, side: int, margin: int) -> Iterator[tuple[slice, slice, slice]]:
+    """A length in about equal pieces, none longer than `side`, each with what it sees around it."""
     pieces = -(-length // side)
-    ends = [length * i // pieces for i in range(pieces + 1)]
-    return [slice(*pair) for pair in pairwise(ends)]
+    seen = min(length, -(-length // pieces) + 2 * margin)
+    for i in range(pieces):
+        start, stop = length * i // pieces, length * (i + 1) // pieces
+        first = min(max(0, start - margin), length - seen)
+        yield (slice(start, stop), slice(first, first + seen), slice(start - first, stop - first))
 
 
 def _whole(images: Tensor, probabilities: Tensor, params: CRFParams) -> Tensor:

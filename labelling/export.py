@@ -13,6 +13,7 @@ folder in the format. Memory does not grow with the number of images.
 
 import json
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -28,7 +29,7 @@ from utils.extras import require
 INSIDE = 0.25  # pixels: readers multiply by the size, then some cut to whole pixels, some round
 
 
-class Writer:
+class Writer(ABC):
     """One export into a folder.
 
     Attributes:
@@ -52,9 +53,9 @@ class Writer:
         """A text file that stays open until the end."""
         return self.files.enter_context(open(self.new_file(name), "w", encoding="utf-8"))
 
+    @abstractmethod
     def add(self, image_id: str, photo: str, label: np.ndarray) -> None:
         """Write the labels (H, W) uint8 of the upright photo called `photo`."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Write what comes last."""

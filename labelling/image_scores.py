@@ -28,6 +28,10 @@ class ImageScorer:
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all that was added."""
         self._logits: list[Tensor] = []  # on their device: a copy would make the CPU wait
         self._labels: list[Tensor] = []
 
@@ -56,6 +60,10 @@ class ImageScorer:
         if np.isnan(logits).any():
             raise FloatingPointError("a logit is not a number: lower --lr, or use --amp off")
         return logits, labels
+
+    def state(self) -> list[Tensor]:
+        """All that was added, as `update` takes it: logits (N, C) float32, labels (N, C) bool."""
+        return [torch.from_numpy(part) for part in self._all()]
 
     def gather(self, runtime: Any) -> None:
         """Take in what the other processes have collected; every process has all of it then."""

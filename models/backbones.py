@@ -51,11 +51,14 @@ class Backbone(LocalizationNetwork):
             about = getattr(self.trunk, "pretrained_cfg", {})
             self.input_mean = tuple(about.get("mean", IMAGENET_MEAN))
             self.input_std = tuple(about.get("std", IMAGENET_STD))
-            self.imagenet_file = f"timm's {backbone}"
+            self.imagenet_advice = (
+                "make FILE where they can be, by torch.save(timm.create_model("
+                f"{backbone.removeprefix(TIMM)!r}, pretrained=True).state_dict(), 'FILE')")
         else:
             self.trunk, output_stride = _of_torchvision(backbone, output_stride)
             weights = torchvision.models.get_model_weights(backbone)["IMAGENET1K_V1"]
-            self.imagenet_file = weights.url.rpartition("/")[2]
+            self.imagenet_advice = (f"download {weights.url.rpartition('/')[2]} into "
+                                    "~/.cache/torch/hub/checkpoints/")
         module: Any
         for module in self.trunk.modules():  # trainings keep no generator state to go on from
             if isinstance(module, (nn.Dropout, torchvision.ops.StochasticDepth)):

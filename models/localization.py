@@ -22,7 +22,7 @@ class LocalizationNetwork(nn.Module):
     Attributes:
         config: keyword arguments that rebuild the network (`models.build`).
         input_mean, input_std: of RGB in [0, 1], what the images are normalised by.
-        imagenet_file: name of the file with the trunk's ImageNet weights.
+        imagenet_advice: what to do where the trunk's ImageNet weights cannot be fetched.
         class_maps: images (B, 3, H, W) -> maps (B, C, h, w), no activation on the output; the
             trunk's and head's own.
         score_maps: one image's class maps (K, h, w), size (H, W) -> scores (K, H, W); the
@@ -34,7 +34,7 @@ class LocalizationNetwork(nn.Module):
     config: dict[str, Any]
     input_mean: tuple[float, float, float] = IMAGENET_MEAN
     input_std: tuple[float, float, float] = IMAGENET_STD
-    imagenet_file: str
+    imagenet_advice: str
     class_maps: Callable[[Tensor], Tensor]
     score_maps: Callable[[Tensor, tuple[int, int]], Tensor]
     in_trunk: Callable[[str], bool]

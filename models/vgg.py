@@ -33,7 +33,7 @@ class DilatedVGG16(LocalizationNetwork):
             paper's network has none.
     """
 
-    imagenet_file = "vgg16-397923af.pth"
+    imagenet_advice = "download vgg16-397923af.pth into ~/.cache/torch/hub/checkpoints/"
 
     def __init__(self, num_classes: int, activation: Callable[[int], nn.Module],
                  width: float = 1.0, batch_norm: bool = False) -> None:

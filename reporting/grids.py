@@ -24,14 +24,16 @@ HEIGHT = 240  # pixels a cell
 Column = tuple[str, Path, Callable[[Path, np.ndarray, int, int], np.ndarray]]
 
 
-def write_grids(run: Path, root: DataRoot, images: str, val_images: str, count: int) -> None:
-    """Write the two grids, each of `count` images of its list and the columns that exist."""
+def write_grids(run: Path, output: Path, root: DataRoot, images: str, val_images: str, count: int
+                ) -> None:
+    """Write two grids of a run to `output`, each of `count` images of its list and the columns
+    that exist."""
     columns = [(result.layer, run / result.folder, draw_maps if result.maps else draw_label)
                for result in RESULTS]
     mask = ("mask", root.mask_dir, draw_label)
     deeplab = sum(result.key.startswith("deeplab") for result in RESULTS)
-    grid(root, images, count, run / "pseudo_labels.png", [*columns[:-deeplab], mask])
-    grid(root, val_images, count, run / "deeplab.png", [*columns[-deeplab:], mask])
+    grid(root, images, count, output / "pseudo_labels.png", [*columns[:-deeplab], mask])
+    grid(root, val_images, count, output / "deeplab.png", [*columns[-deeplab:], mask])
 
 
 def grid(root: DataRoot, name: str, count: int, path: Path, columns: Sequence[Column]) -> None:

@@ -1,4 +1,4 @@
-"""The page of a run: RUN_DIR/report.html.
+"""The page of a run: report.html.
 
 In: a run folder, finished or not, its data root, and the lists to show images of. Out: one HTML
 file with the run's settings, stages, scores, curves, and images to explore.
@@ -22,8 +22,8 @@ log = get_logger()
 PAPER_ALPHA = 0.2
 
 
-def write_report(run: Path, root: DataRoot, lists: Sequence[str], count: int) -> Path:
-    """Write RUN_DIR/report.html.
+def write_report(run: Path, output: Path, root: DataRoot, lists: Sequence[str], count: int) -> Path:
+    """Write the page of a run to OUTPUT/report.html.
 
     Args:
         lists: images of each of these are shown; a list that does not exist is left out.
@@ -48,7 +48,7 @@ def write_report(run: Path, root: DataRoot, lists: Sequence[str], count: int) ->
              *({"key": result.key, "title": result.layer, "result": result.title,
                 "kind": "maps" if result.maps else "labels"} for result, _ in layers),
              {"key": "mask", "title": "mask", "kind": "labels"}]
-    path = run / "report.html"
+    path = output / "report.html"
     write_page(path, {
         "kind": "run", "title": readable(run.resolve().name), "written": time.time(),
         "stages": stages, "facts": facts(stages), "rows": rows, "masks": masks is not None,

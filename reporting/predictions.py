@@ -25,19 +25,19 @@ log = get_logger()
 SHOWN = 200  # images; of more, so many evenly spaced ones
 
 
-def write_index(folder: Path, pictures: Sequence[Path], classes: Sequence[str] | None) -> Path:
+def write_index(folder: Path, pictures: Mapping[str, Path], classes: Sequence[str] | None) -> Path:
     """Write FOLDER/index.html on the labels there are for `pictures`.
 
     Args:
-        folder: of NAME.png, for an image NAME.jpg or the like.
-        pictures: the images.
+        folder: of ID.png; those that are missing are left out.
+        pictures: image id -> file.
         classes: names of the foreground classes; None: not known, taken as VOC's.
 
     Returns:
         The file.
     """
     there = {path.name for path in folder.iterdir()}
-    files = {path.stem: path for path in pictures if f"{path.stem}.png" in there}
+    files = {name: path for name, path in pictures.items() if f"{name}.png" in there}
     chosen = choose(list(files), SHOWN, {})
     records = [record for record in progress(
         ordered_map(Predictions(folder, files), chosen), "index.html", len(chosen), "image")

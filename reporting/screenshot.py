@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image
 
-from utils.files import UserError, atomic_write
+from utils.files import UserError, atomic_write, sweep_for
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # No window, no services of the vendor's, nothing of the user's own browser.
@@ -112,6 +112,7 @@ def main() -> None:
         with browser() as driver:
             open_page(driver, args.page)
             picture = capture(driver, args.width, args.height, args.dark)
+        sweep_for(args.output)
         with atomic_write(args.output) as tmp:
             picture.quantize(COLORS, Image.Quantize.FASTOCTREE).save(tmp, "PNG", optimize=True)
     except UserError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from reporting.run import is_number, read_json
+from utils.logging import duration
 
 # Stage -> (title, folder of the images it makes). Its record is RUN_DIR/logs/STAGE.json; those of
 # DeepLab's train, test and crf lie in RUN_DIR/deeplab.
@@ -112,14 +113,6 @@ def settings(record: Mapping[str, Any]) -> list[str]:
         given = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in words}
         names = [name for name in options if name in given]
     return [f"{name} {_text(options[name])}" for name in names if name not in MACHINE]
-
-
-def duration(seconds: float) -> str:
-    """A time that people can read: 8 s, 12 min, 3 h 20 min."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _record(run: Path, key: str) -> dict[str, Any]:

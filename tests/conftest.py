@@ -4,9 +4,12 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers import MACHINE, TRAINING, run_stage
+from hypothesis import settings
+from PIL import Image
 
 from datasets.synthetic import generate
 
@@ -14,6 +17,9 @@ from datasets.synthetic import generate
 torch.set_num_threads(1)
 # A shell that starts the tests with & has them, and all they start, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# The same examples each time, however slow the machine.
+settings.register_profile("drs", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("drs")
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +27,24 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root: 3 classes, 8 training images, 2 for evaluation, 3 of single objects."""
     folder = tmp_path_factory.mktemp("demo") / "data"
     generate(folder, num_classes=3, train=8, val=2, single=3, size=48, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ten_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root of 10 training images, no whole number of batches, and 8 to choose a best epoch
+    by, of which 4 are not among them. Saliency is faint here and there."""
+    folder = tmp_path_factory.mktemp("ten") / "data"
+    generate(folder, num_classes=3, train=10, val=4, single=1, size=64, workers=1)
+    lists = folder / "ImageSets" / "Segmentation"
+    training, held_out = ((lists / f"{name}.txt").read_text().splitlines(keepends=True)
+                          for name in ("train_aug", "val"))
+    (lists / "train.txt").write_text("".join([*held_out, *training[-4:]]))
+    for path in (folder / "saliency_map").glob("*.png"):
+        with Image.open(path) as image:
+            saliency = np.array(image)
+        saliency[::2] = saliency[::2].clip(min=50)  # faint: no foreground yet
+        Image.fromarray(saliency).save(path)
     return folder
 
 
@@ -47,3 +71,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
                      help="try N times as many damaged files")
     parser.addoption("--every-crash-point", action="store_true",
                      help="interrupt stages at every file operation, with every signal")
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Tests on the GPU run one after the other: they would share its memory."""
+    return 1 if config.option.markexpr == "cuda" else None

@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # loading processes: starting those would take longer than the work.
 NETWORK = ("--width", "0.0625", "--image-size", "32", "--init", "none")
 TRAINING = (*NETWORK, "--batch-size", "4", "--epochs", "2", "--milestones", "2", "--lr", "0.01")
-MACHINE = ("--device", "cpu", "--amp", "off", "--num-workers", "0")
+ONNX_MACHINE = ("--device", "cpu", "--num-workers", "0")  # for networks that are not PyTorch's
+MACHINE = (*ONNX_MACHINE, "--amp", "off")
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "",
                             "PYTHONPATH": str(ROOT)}
 

@@ -1,9 +1,12 @@
 """A cuda device played by the CPU: tensors say that they are there, and compute here.
 
 Stricter than CUDA in nothing, and like it in this: tensors of two devices in one operation are an
-error. Unlike PyTorch's fake tensors they hold values, so that code which looks at them (the classes
-of an image, the strips of a label) runs to its end, and the end can be compared with the CPU's.
-Forward passes only: autograd asks the real device.
+error, for every operation passes `compute`, which asks each of its tensors where it is. What CUDA
+allows across devices is listed, and nothing else passes: ACROSS, and tensors without dimensions.
+PyTorch's FakeTensorMode raises the same error, but its tensors hold no values: it ends where code
+looks at them (the classes of an image, the strips of a label, the loss that must be finite), which
+is in every stage. These do, so that whole stages run to their end, and the end can be compared with
+the CPU's. Forward passes only: autograd asks the real device.
 """
 
 from collections.abc import Iterator

@@ -8,6 +8,7 @@ without it the gentler signals take every fifth, and what is no part of the labe
 """
 
 import ctypes
+import importlib
 import importlib.util
 import json
 import os
@@ -17,6 +18,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,10 @@ import pytest
 import torch
 import torch.utils.tensorboard  # noqa: F401
 import torchvision  # noqa: F401
-from helpers import MACHINE, ROOT, run_stage
+from helpers import MACHINE, ONNX_MACHINE, ROOT, run_stage
 
+import datasets.command  # noqa: F401
+import datasets.plan  # noqa: F401
 import datasets.scoring  # noqa: F401
 import datasets.voc  # noqa: F401
 import labelling.crf  # noqa: F401
@@ -55,7 +59,7 @@ FOUR = ("--list", "four")
 STAGES: dict[str, tuple[Any, ...]] = {
     "train_drs": (*FOUR, *NETWORK),
     "make_localization_maps": (*FOUR, "--batch-size", "2"),
-    "train_refine": (*FOUR, *NETWORK),
+    "train_refine": (*FOUR, *NETWORK, "--epochs", "1", "--save-every", "1e-9"),
     "make_pseudo_labels": (*FOUR, "--batch-size", "2", "--save-maps", "RUN/refined_maps"),
     "evaluate": (*FOUR, "--labels-dir", "RUN/pseudo_labels"),
 }
@@ -65,7 +69,6 @@ SPLIT: {TRAIN: four, VAL: four}
 IMAGE: {CROP: 33, SCALES: [1.0]}
 MODEL: {NAME: small, BLOCKS: [1, 1, 1, 1], WIDTH: 0.03}
 SOLVER: {ITER_MAX: 2, ITER_SAVE: 1, ITER_SIZE: 1, BATCH_SIZE: 2}
-CRF: {PROCESSES: 1}
 RUN: {NUM_WORKERS: 0, DEVICE: cpu, AMP: off}
 """
 SCORED = ("--labels-dir", "RUN/deeplab_labels", "--scores", "RUN/scores/deeplab.json")
@@ -80,6 +83,20 @@ OTHERS: dict[str, tuple[Any, ...]] = {
     "export_labels": ("--labels-dir", "RUN/pseudo_labels", "--output-dir", "RUN/export",
                       "--format", "yolo"),
 }
+OTHERS |= {
+    "export_labels voc": ("--labels-dir", "RUN/pseudo_labels", "--output-dir", "RUN/voc",
+                          "--format", "voc"),
+    "export_labels cvat": ("--labels-dir", "RUN/pseudo_labels", "--output-dir", "RUN/cvat",
+                           "--format", "cvat"),
+    "export_labels back": ("--import-cvat", "RUN/cvat/upload.zip", "--output-dir",
+                           "RUN/corrected"),
+    "datasets.plan": ("ROOT", "--run-dir", "RUN", "--val-share", "0.25"),
+    "datasets.command": ("make-list", "ROOT", "--from-masks", "--num-workers", "0", "--output",
+                         "RUN/list.txt"),
+}
+if importlib.util.find_spec("pycocotools"):
+    OTHERS["export_labels coco"] = ("--labels-dir", "RUN/pseudo_labels", "--output-dir",
+                                    "RUN/coco", "--format", "coco")
 if importlib.util.find_spec("onnx") and importlib.util.find_spec("onnxruntime"):
     OTHERS = {"make_saliency": (*FOUR, "--model", "ROOT/net.onnx"), **OTHERS}
 
@@ -126,10 +143,14 @@ def run(stage: str, root: Path, folder: Path, *more: object) -> None:
     for name, place in places.items():
         options = [str(option).replace(name, place) for option in options]
     name, _, command = stage.partition(" ")
-    if command:
+    if name.startswith("datasets."):
+        module = importlib.import_module(name)
+        return launch(getattr(module, "run", module.main), module.parse(options))
+    if name == "deeplab":
         return launch(deeplab.main, deeplab.parse([
             command, "-c", str(root / "deeplab.yaml"), f"EXP.OUTPUT_DIR={folder}", *options]))
-    machine = () if name in ("evaluate", "report", "export_labels") else MACHINE
+    machine = () if name in ("evaluate", "report", "export_labels") else (
+        ONNX_MACHINE if name == "make_saliency" else MACHINE)
     run_dir = () if name == "export_labels" else ("--run-dir", folder)
     run_stage(name, "--data-root", root, *run_dir, *machine, *options)
 
@@ -191,6 +212,9 @@ def contents(folder: Path) -> dict[str, Any]:
         elif path.suffix == ".npz":
             with np.load(path) as arrays:  # the archive holds times
                 found[name] = {key: array.tolist() for key, array in arrays.items()}
+        elif path.suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:  # as that one
+                found[name] = {member: archive.read(member) for member in archive.namelist()}
         else:
             found[name] = re.sub(TIMES, b"", path.read_bytes())
     return found
@@ -390,20 +414,55 @@ def test_a_read_only_data_root_is_all_that_is_needed(small, states, tmp_path):
         assert in_child(unprivileged, said) in (0, 77), said.read_text()
 
 
-def test_two_at_once_are_told_apart(small, states, tmp_path):
-    before, _ = states["train_drs"]
+LOCKS = [  # stage, a lock that it holds, whether it sweeps the folder of the lock
+    ("train_drs", "classifier/.lock", True),
+    ("make_localization_maps", "localization_maps/.lock", True),
+    ("train_refine", "refine/.lock", True), ("make_pseudo_labels", "pseudo_labels/.lock", True),
+    ("make_pseudo_labels", "refined_maps/.lock", True), ("evaluate", "scores/.lock", True),
+    ("make_saliency", "saliency/.lock", True), ("report", ".lock", True),
+    ("deeplab train", "models/tiny/small/four/.lock", True),
+    ("deeplab test", "scores/tiny/small/four/.lock", True),
+    ("deeplab test", "deeplab_labels/.lock", True),
+    ("deeplab test", "features/tiny/small/four/logits/.lock", True),
+    ("deeplab crf", "scores/tiny/small/four/.lock", True),
+    ("deeplab crf", "deeplab_crf_labels/.lock", True), ("deeplab predict", "predicted/.lock", True),
+    ("export_labels", ".export.lock", False), ("export_labels voc", ".voc.lock", False),
+    ("export_labels cvat", ".cvat.lock", False), ("export_labels coco", ".coco.lock", False),
+    ("export_labels back", ".corrected.lock", False)]
+
+
+@pytest.mark.parametrize(("stage", "lock", "sweeps"), LOCKS, ids=lambda value: str(value))
+def test_two_at_once_are_told_apart(stage, lock, sweeps, small, states, tmp_path):
+    if stage not in states:
+        pytest.skip("a package is not installed")
+    before, _ = states[stage]
     folder = Path(shutil.copytree(before, tmp_path / "run"))
-    output_folder(folder / "classifier")
-    held = hold_path(folder / "classifier" / ".lock", "test")
+    output_folder((folder / lock).parent)
+    held = hold_path(folder / lock, "test")
     said = tmp_path / "said.txt"
-    live = folder / "classifier" / ".last.1-1.tmp.pth"
+    live = (folder / lock).with_name(".last.1-1.tmp.pth")
     live.write_bytes(b"being written by the first")
-    assert in_child(lambda: run("train_drs", small, folder), said) == 1
+    there = {path: path.lstat() for path in folder.rglob("*") if "logs" not in path.parts}
+    assert in_child(lambda: run(stage, small, folder), said) == 1
     assert f"in use by process {os.getpid()} on " in said.read_text().splitlines()[-1]
-    assert live.exists()
+    now = {path: path.lstat() for path in folder.rglob("*") if "logs" not in path.parts}
+    assert {path for path in now.keys() - there.keys() if path.is_file()} == set()
+    assert all(now[path].st_mtime_ns == stat.st_mtime_ns for path, stat in there.items()
+               if path.is_file())
     free(held)
-    assert in_child(lambda: run("train_drs", small, folder), said) == 0, said.read_text()
-    assert not live.exists()
+    assert in_child(lambda: run(stage, small, folder), said) == 0, said.read_text()
+    assert live.exists() != sweeps
+
+
+def test_two_that_make_the_demo_data_are_told_apart(tmp_path):
+    import datasets.synthetic as synthetic
+
+    said, held = tmp_path / "said.txt", hold_path(tmp_path / ".demo.lock", "test")
+    args = synthetic.parse([str(tmp_path / "demo"), "--train", "1", "--val", "1", "--single", "1"])
+    assert in_child(lambda: launch(synthetic.main, args), said) == 1
+    assert f"in use by process {os.getpid()} on " in said.read_text().splitlines()[-1]
+    assert not (tmp_path / "demo").exists()
+    free(held)
 
 
 def test_a_lock_falls_with_its_process(tmp_path):

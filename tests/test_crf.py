@@ -7,7 +7,7 @@ import pytest
 import torch
 from golden_recipe import GOLDEN
 
-from labelling.crf import CRFParams, crf_label, crf_labels, dense_crf
+from labelling.crf import CRFParams, _cuts, crf_label, crf_labels, dense_crf
 from utils.files import UserError
 
 
@@ -160,6 +160,41 @@ def test_a_large_image_in_tiles_is_nearly_that_in_one():
     whole = dense_crf(image, probabilities, CRFParams(bilateral_xy=10.0))
     tiled = dense_crf(image, probabilities, CRFParams(bilateral_xy=10.0, max_pixels=9000))
     assert (whole.argmax(0) == tiled.argmax(0)).mean() > 0.995
+
+
+@pytest.mark.parametrize("length, side, margin", [(1, 1, 0), (10, 10, 3), (100, 30, 5),
+                                                  (97, 20, 67), (4000, 1090, 67)])
+def test_tiles_cover_the_image_and_see_parts_of_one_size(length, side, margin):
+    cuts = list(_cuts(length, side, margin))
+    assert [i for kept, _, _ in cuts for i in range(length)[kept]] == list(range(length))
+    assert len({seen.stop - seen.start for _, seen, _ in cuts}) == 1
+    for kept, seen, inner in cuts:
+        assert kept.stop - kept.start <= side
+        assert range(length)[seen][inner] == range(length)[kept]
+        assert seen.start <= max(0, kept.start - margin)
+        assert seen.stop >= min(length, kept.stop + margin)
+
+
+def test_tiles_in_threads_have_the_callers_modes_and_leave_its_threads():
+    image, probabilities, _ = scene(60, 80)
+    params = CRFParams(bilateral_xy=5.0, max_pixels=2500, negligible=0)
+    pixels, scores = torch.from_numpy(image), torch.from_numpy(probabilities)
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with torch.inference_mode():
+            plain = dense_crf(pixels, scores, params)
+        assert plain.is_inference() and torch.get_num_threads() == 2
+        with torch.no_grad():
+            assert not dense_crf(pixels, scores.requires_grad_(), params).requires_grad
+        traced = dense_crf(pixels, scores, params)
+        torch.testing.assert_close(traced.detach(), plain.clone())
+        traced[0].sum().backward()
+        assert (scores.grad.abs().amax(dim=(1, 2)) > 0).all()
+        torch.set_num_threads(1)
+        assert torch.equal(dense_crf(pixels, scores.detach(), params), plain)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_ranges_too_small_for_the_image_are_one_line():

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import reference
 import torch
-import torch.nn.functional as F
 from golden_recipe import golden_state
 from helpers import MACHINE, run_stage
 from PIL import Image, ImageFilter
-from torch import Tensor
 
 from labelling.labels import read_label
 from models.classifier import Classifier
@@ -27,75 +26,18 @@ NETWORKS = {"refine": (lambda: RefineNet(width=WIDTH), {}),
             "learnable": (lambda: Classifier(drs="learnable", width=WIDTH), {}),
             "fixed": (lambda: Classifier(drs="fixed", delta=0.55, width=WIDTH),
                       {"network": "classifier", "drs": "fixed", "delta": 0.55})}
-# Trunk convolutions of VGG-16: number in the file, name of its activation, pool in front of it.
-TRUNK = ((0, "layer1_relu1", 0), (2, "layer1_relu2", 0), (5, "layer2_relu1", 2),
-         (7, "layer2_relu2", 0), (10, "layer3_relu1", 2), (12, "layer3_relu2", 0),
-         (14, "layer3_relu3", 0), (17, "layer4_relu1", 2), (19, "layer4_relu2", 0),
-         (21, "layer4_relu3", 0), (24, "layer5_relu1", 1), (26, "layer5_relu2", 0),
-         (28, "layer5_relu3", 0))
-State = dict[str, Tensor]
 
 
-# The reference
-
-def activation(x: Tensor, state: State, name: str, kind: str) -> Tensor:
-    x = x.clamp(min=0)
-    if kind == "refine":
-        return x
-    control: Tensor | float = 0.55
-    if kind == "learnable":
-        weight = state[f"{name}.fc.0.weight"]
-        control = torch.sigmoid(x.mean((2, 3)) @ weight.T)[:, :, None, None]
-    return torch.minimum(x, x.flatten(2).max(2).values[:, :, None, None] * control)
-
-
-def class_maps(state: State, x: Tensor, kind: str) -> Tensor:
-    for number, name, pool in TRUNK:
-        if pool:
-            x = F.max_pool2d(x, 2) if pool == 2 else F.max_pool2d(x, 3, 1, 1)
-        dilation = 2 if number >= 24 else 1
-        x = F.conv2d(x, state[f"features.{number}.weight"], state[f"features.{number}.bias"],
-                     padding=dilation, dilation=dilation)
-        x = activation(x, state, name, kind)
-    for i in (1, 2, 3):
-        x = F.conv2d(x, state[f"extra_conv{i}.weight"], state[f"extra_conv{i}.bias"], padding=1)
-        x = activation(x, state, f"extra_relu{i}", kind)
-    return F.conv2d(x, state["extra_conv4.weight"], state["extra_conv4.bias"])
-
-
-def expected_label(state: State, kind: str, photo: Path, saliency: Path,
+def expected_label(state: reference.State, kind: str, root: Path, name: str,
                    classes: tuple[int, ...]) -> np.ndarray:
     """Step 3 of the method, with all 20 classes, as the official code goes about it."""
-    image = Image.open(photo).convert("RGB")
-    pixels = np.asarray(image.resize((320, 320), Image.Resampling.BILINEAR), np.float32) / 255
-    pixels = (pixels - np.float32((0.485, 0.456, 0.406))) / np.float32((0.229, 0.224, 0.225))
-    tensor = torch.from_numpy(pixels.transpose(2, 0, 1)[None])
-    scores = np.zeros((20, image.height, image.width), np.float32)
-    for side in SCALES:
-        with torch.no_grad():
-            scaled = F.interpolate(tensor, (side, side), mode="bilinear", align_corners=False)
-            maps = class_maps(state, scaled, kind)
-            if kind != "refine":
-                maps = F.relu(maps)
-            maps = F.interpolate(maps, (image.height, image.width), mode="bilinear",
-                                 align_corners=True)[0]
-            if kind != "refine":
-                maps = maps / (maps.amax((1, 2), keepdim=True) + 1e-5)
-        scores = np.maximum(scores, maps.numpy())
-    present = np.zeros((20, 1, 1), np.float32)
-    present[list(classes)] = 1
-    scores *= present
-    scores[scores < ALPHA] = 0
-    salient = (np.asarray(Image.open(saliency)) > 50).astype(np.float32)
-    everything = np.concatenate((1 - salient[None], scores))
-    label = everything.argmax(0).astype(np.uint8)
-    unclaimed = (salient == 1) & (label == 0)
-    label[(everything > 0.9).sum(0) > 2] = 255
-    label[unclaimed] = 255
-    return label
+    image = reference.photo(root, name)
+    scores = reference.localization_scores(
+        lambda x: reference.class_maps(state, x, kind), kind != "refine",
+        reference.network_input(image, 320), SCALES, image.size[::-1], classes)
+    salient = reference.pixels(root / f"saliency_map/{name}.png") > 50
+    return reference.label_of(scores, 1.0 - salient, ALPHA)
 
-
-# The project's
 
 def make_labels(root: Path, network: Path, told: dict, folder: Path) -> None:
     """Label PNGs by make_pseudo_labels.py, in full float32."""
@@ -144,8 +86,7 @@ def test_labels_from_jpegs_are_those_of_the_method(photos, tmp_path, kind):
                tmp_path / "official.pth")
     make_labels(photos, tmp_path / "official.pth", told, tmp_path / "run" / "labels")
     for name, (size, classes) in PHOTOS.items():
-        expected = expected_label(state, kind, photos / f"JPEGImages/{name}.jpg",
-                                  photos / f"saliency_map/{name}.png", classes)
+        expected = expected_label(state, kind, photos, name, classes)
         label = read_label(tmp_path / "run" / "labels" / f"{name}.png")
         assert label.shape == size[::-1]
         # The figure tells something: no label takes nearly all of the picture.

@@ -11,6 +11,8 @@ import pytest
 import torch
 from helpers import MACHINE, run_stage
 from pretend_cuda import CUDA, OnCuda, move, pretend_cuda
+from test_deeplab_pipeline import CONFIG
+from test_deeplab_pipeline import run as deeplab
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "DeepLab-V2-PyTorch"))
 
@@ -69,6 +71,7 @@ def test_labelling_stages(demo, run, tmp_path, monkeypatch, script, checkpoint, 
     run_stage(script, *common, "--run-dir", tmp_path / "cpu")
     with pretend_cuda(monkeypatch):
         run_stage(script, *common, "--run-dir", tmp_path / "gpu")
+    assert not torch.backends.cudnn.benchmark  # it would try anew for each size of an image
     folder = "pseudo_labels" if script == "make_pseudo_labels" else "localization_maps"
     same(tmp_path / "cpu" / folder, tmp_path / "gpu" / folder)
 
@@ -138,6 +141,27 @@ def test_deeplab_labels_and_crf(monkeypatch):
         assert theirs.device == CUDA and np.array_equal(theirs.cpu(), label)
         refined = crf_label(there(image), there(probabilities))
         assert refined.device == CUDA and np.array_equal(refined.cpu(), sharp)
+
+
+def test_deeplab_commands(demo, tmp_path, monkeypatch):
+    """Scored, sharpened, and any image segmented: the whole commands."""
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG.format(out=tmp_path / "out", root=demo))
+    deeplab("train", config)
+
+    def commands(folder: Path) -> None:
+        for command in ("test", "crf"):
+            deeplab(command, config, "--labels-dir", folder / command, "--scores",
+                    folder / f"{command}.json")
+        deeplab("predict", config, "--input", demo / "JPEGImages" / "val_000000.jpg",
+                "--output-dir", folder / "predict", "--crf")
+
+    commands(tmp_path / "cpu")
+    with pretend_cuda(monkeypatch):
+        monkeypatch.setattr("libs.experiment.setup", lambda *_: GPU)
+        commands(tmp_path / "gpu")
+    for command in ("test", "crf", "predict"):
+        same(tmp_path / "cpu" / command, tmp_path / "gpu" / command)
 
 
 def test_validation(demo, run, monkeypatch):

@@ -7,20 +7,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from reference import in_order
 from torchvision.transforms.v2 import functional as F
 
 from datasets import jitter, transforms
 from datasets.voc import collate
 
-STEPS = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
 ORDERS = list(permutations(range(4)))
 
 
 def reference(image: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-    """One image (3, H, W) float, jittered by torchvision."""
-    for step in drawn[4:].int().tolist():
-        image = STEPS[step](image, float(drawn[step]))
-    return image
+    return in_order(image, drawn[:4].tolist(), drawn[4:].int().tolist())
 
 
 def colourful(count: int, side: int = 24) -> torch.Tensor:

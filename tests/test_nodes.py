@@ -15,7 +15,9 @@ import pytest
 from helpers import ENVIRONMENT, MACHINE, ROOT, TRAINING, run_stage
 from test_processes import descendants
 
-from utils.nodes import facts
+from utils.files import UserError
+from utils.nodes import facts, require_same
+from utils.torchrun import require_free
 
 DEADLINE = 200  # seconds for what takes half a minute on a machine with nothing else to do
 
@@ -92,25 +94,79 @@ def test_two_machines_are_as_one_process(demo, run, tmp_path, port, started):
     for path in paths:
         assert path.read_bytes() == (tmp_path / "two" / "pseudo_labels" / path.name).read_bytes()
 
+    scoring = ("--data-root", demo, "--labels-dir", tmp_path / "one" / "pseudo_labels", "--list",
+               "train_aug")
+    agents = [start(port, "evaluate.py", *scoring, "--run-dir", tmp_path / "two")
+              for _ in range(2)]
+    started += agents
+    assert [status for status, _ in ends(*agents)] == [0, 0]
+    run_stage("evaluate", *scoring, "--run-dir", tmp_path / "one")
+    one, two = (tmp_path / name / "scores" / "pseudo_labels.json" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+EPOCHS = 40
+LONG = (*MACHINE, *TRAINING, "--epochs", EPOCHS, "--milestones", 30, "--val-list", "none")
+
+
+def in_the_middle(folder: Path) -> None:
+    """Wait for the first of the epochs."""
+    metrics = folder / "classifier" / "metrics.json"
+    wait_for(metrics.exists, "no epoch is trained")
+    assert len(json.loads(metrics.read_text())) < EPOCHS
+
+
+def kill_machine(agent: subprocess.Popen) -> None:
+    """An agent and all of its processes at once."""
+    for pid in {agent.pid} | descendants(agent.pid):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    agent.communicate()
+
+
+def as_unbroken(folder: Path, root: Path, results: list[tuple[int, str]]) -> None:
+    """Whether a training has gone on, and ended as that of one process."""
+    assert not any(status for status, _ in results), results
+    assert "going on after epoch" in "".join(error for _, error in results)
+    run_stage("train_drs", "--data-root", root, "--run-dir", folder / "one", *LONG)
+    one, many = (losses(place / "classifier") for place in (folder / "one", folder))
+    assert len(many) == EPOCHS and many == pytest.approx(one, rel=1e-3)
+
 
 @pytest.mark.slow
-@pytest.mark.parametrize("agents", [1])  # two were tried without success
-def test_a_killed_process_is_started_again(demo, tmp_path, port, started, agents):
-    """By torchrun, with all the others; the end is that of the unbroken training."""
-    options = ("--data-root", demo, *MACHINE, *TRAINING, "--epochs", 60, "--milestones", 50)
-    run_stage("train_drs", *options, "--run-dir", tmp_path / "one")
-    options += ("--run-dir", tmp_path / "many")
-    for _ in range(agents):
-        started.append(start(port, "train_drs.py", *options, machines=agents, restarts=3))
-    metrics = tmp_path / "many" / "classifier" / "metrics.json"
-    wait_for(metrics.exists, "no epoch is trained")
-    os.kill(max(descendants(started[-1].pid)), signal.SIGKILL)
-    assert len(json.loads(metrics.read_text())) < 60  # in the middle
-    results = ends(*started)
-    assert [status for status, _ in results] == [0] * agents, results
-    assert "going on after epoch" in "".join(error for _, error in results)
-    one, many = (losses(tmp_path / name / "classifier") for name in ("one", "many"))
-    assert len(many) == 60 and many == pytest.approx(one, rel=1e-3)
+def test_a_killed_process_is_started_again(demo, tmp_path, port, started):
+    """By torchrun, with all the others."""
+    started.append(start(port, "train_drs.py", "--data-root", demo, "--run-dir", tmp_path, *LONG,
+                         machines=1, restarts=3))
+    in_the_middle(tmp_path)
+    os.kill(max(descendants(started[0].pid)), signal.SIGKILL)
+    as_unbroken(tmp_path, demo, ends(*started))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["the one of --rdzv", "the other"])
+def test_a_lost_machine(demo, tmp_path, port, started, lost):
+    """The command on it is given again while the other goes on, unless they had met there."""
+    common = ("train_drs.py", "--data-root", demo, "--run-dir", tmp_path, *LONG)
+
+    def meets() -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    started.append(start(port, *common, restarts=3))
+    wait_for(meets, "nobody is at the port")  # so that the first is the one of --rdzv
+    started.append(start(port, *common, restarts=3))
+    in_the_middle(tmp_path)
+    if lost == "the other":
+        kill_machine(started.pop())
+        started.append(start(port, *common, restarts=3))
+        as_unbroken(tmp_path, demo, ends(*started))
+    else:
+        kill_machine(started.pop(0))
+        (status, error), = ends(*started)
+        last = error.splitlines()[-1]
+        assert status == 1 and last.startswith(f"error: --rdzv 127.0.0.1:{port}: "), error
+        assert "the same command on every machine" in last and "Traceback" not in error
 
 
 @pytest.mark.slow
@@ -156,6 +212,53 @@ def test_a_failure_on_one_machine_ends_all_in_one_line(own_demo, tmp_path, port,
     for _, error in results:
         assert sum(line.startswith("error") for line in error.splitlines()) == 1
         assert "Traceback" not in error
+
+
+class Two:
+    """A runtime of two machines, the second of which reports what it is told to."""
+
+    def __init__(self, changed: dict[str, str]) -> None:
+        self.changed = changed
+
+    def gather(self, value: object) -> list:
+        if isinstance(value, str):  # the digests
+            return [value, "another"]
+        host, mine = value
+        return [value, ("second", mine | self.changed)]
+
+
+@pytest.mark.parametrize("changed, said", [
+    ({"train_drs.py": "code 0123456789ab"}, "train_drs.py is code .*, code 0123456789ab on second"),
+    ({"utils/new.py": "code 0123456789ab"}, "utils/new.py is missing on .* on second"),
+    ({"PyTorch": "1.0"}, "PyTorch is .*, 1.0 on second"),
+    ({"the script": "train_refine.py"}, "the script is .*, train_refine.py on second"),
+    ({"--lr": "2"}, "--lr is 1 on .* 2 on second"), ({"RUN.AMP": "off"}, "RUN.AMP is missing")])
+def test_what_differs_on_another_machine_is_named(monkeypatch, changed, said):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    with pytest.raises(UserError, match=f"--nodes: {said}.*same code and the same command"):
+        require_same(Two(changed), {"lr": 1})
+
+
+def test_an_unknown_host_is_one_line(monkeypatch):
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(SystemExit, match=r"^error: --rdzv nowhere:29500: no machine of that name"):
+        require_free("nowhere", 29500)
+
+
+def test_a_machine_that_does_not_come_is_one_line(port, started):
+    """Within ten minutes; here, within a second."""
+    command = [sys.executable, "-m", "utils.torchrun", "--nnodes", "2", "--nproc-per-node", "1",
+               "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id",
+               "test", "--rdzv-conf", "join_timeout=1", "train_drs.py"]
+    started.append(subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, text=True,
+                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+    (status, error), = ends(*started)
+    assert status == 1 and len(error.splitlines()) == 1
+    assert f"--rdzv 127.0.0.1:{port}: the machines did not meet" in error
 
 
 def test_a_port_in_use_is_one_line():

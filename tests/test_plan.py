@@ -29,6 +29,7 @@ def test_fewer_images_are_seen_more_often(images, epochs):
     first, second = map(int, str(found["MILESTONES"]).split())
     assert 1 < first < second <= epochs
     assert plan.schedule(images, plan.QUICK)["EPOCHS"] <= max(2, epochs / 5)
+    assert isinstance(found["ITERATIONS"], int)  # is said as 1060, not as 1060.0
 
 
 @pytest.mark.parametrize(("gpu", "side", "config"), [(True, 320, "voc12.yaml"),
@@ -39,6 +40,34 @@ def test_a_first_look_is_quick_without_a_gpu_too(demo, monkeypatch, gpu, side, c
     assert (settings["SIDE"], settings["CONFIG"]) == (side, config)
     assert ("small DeepLab" in said) == (not gpu)
     assert settings_of(demo)[0]["CONFIG"] == "voc12.yaml"
+
+
+@pytest.mark.parametrize(("gpu", "init"), [(False, "imagenet"), (True, "none")])
+def test_without_gpu_and_weights_the_networks_are_the_demos(demo, monkeypatch, gpu, init):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    settings, said = settings_of(demo, "--quick", "--init", "none")
+    assert plan.SMALL.items() <= settings.items() and "small networks" in said
+    assert "random weights" in said
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    assert not plan.SMALL.keys() & settings_of(demo, "--quick", "--init", init)[0].keys()
+
+
+def test_nothing_to_tell_apart_is_said_before_the_trainings(demo, own_demo, tmp_path):
+    assert "nothing to tell apart" not in settings_of(own_demo)[1]
+    photos = tmp_path / "one class"
+    shutil.copytree(demo / "JPEGImages", photos)
+    (photos / "labels.csv").write_text("image,label\n" + "".join(
+        f"{path.name},cat\n" for path in sorted(photos.glob("train_*"))))
+    assert "nothing to tell apart" in settings_of(photos)[1]
+
+
+def test_options_of_the_trainings_count_more_than_what_is_planned(demo, tmp_path):
+    done = subprocess.run(
+        ["bash", str(ROOT / "run.sh"), "--data-root", str(demo), "--run-dir", str(tmp_path / "run"),
+         "--init", "none", "--stages", "data", "--train-args",
+         "--epochs 3 --milestones 2 3 --width 0.0625 --image-size 32 --num-workers 0"],
+        env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "would train 3 of 3 epochs" in done.stderr, done.stderr[-3000:]
 
 
 def test_everything_is_there(demo):

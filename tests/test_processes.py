@@ -5,11 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import ENVIRONMENT, ROOT
+from helpers import ENVIRONMENT, ROOT, run_script
+from PIL import Image
 
+from labelling.labels import read_label
 from utils.processes import map_in_processes
 
 
@@ -67,27 +70,62 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_no_worker_outlives_its_parent(tmp_path, how):
-    """Of the demo data's pool and of the loading processes of a stage alike."""
-    command = [sys.executable, "-m", "datasets.synthetic", str(tmp_path / "demo"), "--train",
-               "5000", "--val", "1", "--single", "1"]
+def end(command: list[str], how: signal.Signals, under_way: Callable[[set[int]], bool]) -> None:
+    """End a command by a signal when it is under way; no process of it may be left."""
     process = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE)
     try:
-        deadline, workers = time.monotonic() + 60, set()
-        while len(workers) < min(2, os.cpu_count() or 1):
+        deadline, workers = time.monotonic() + 120, set()
+        while not under_way(workers):
             assert process.poll() is None and time.monotonic() < deadline
             workers = descendants(process.pid)
             time.sleep(0.1)
-        time.sleep(1)
     finally:
         process.send_signal(how)
-    process.wait(timeout=20)
+    process.communicate(timeout=60)
     assert process.returncode == (-how if how == signal.SIGKILL else 128 + how)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     while any(map(alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not [pid for pid in workers if alive(pid)]
+
+
+SIGNALS = pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+PROC = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+
+
+@pytest.mark.slow
+@PROC
+@SIGNALS
+def test_no_worker_of_the_demo_data_outlives_its_parent(tmp_path, how):
+    def drawing(workers: set[int]) -> bool:
+        begun = (tmp_path / ".demo.unfinished" / "JPEGImages").glob("*.jpg")
+        return len(workers) >= min(2, os.cpu_count() or 1) and any(begun)
+
+    end([sys.executable, "-m", "datasets.synthetic", str(tmp_path / "demo"), "--train", "5000",
+         "--val", "1", "--single", "1"], how, drawing)
     assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.slow
+@PROC
+@SIGNALS
+def test_predictions_with_the_crf_end_at_once(demo, tmp_path, how):
+    """With their loading processes, and long before all images are done."""
+    photos, labels = tmp_path / "photos", tmp_path / "labels"
+    photos.mkdir()
+    Image.effect_noise((640, 480), 90).convert("RGB").save(photos / "0.png")
+    for number in range(1, 300):
+        (photos / f"{number}.png").hardlink_to(photos / "0.png")
+    options = ("-c", "DeepLab-V2-PyTorch/configs/voc12.yaml", f"EXP.OUTPUT_DIR={tmp_path}",
+               f"DATASET.ROOT={demo}", f"DATASET.LABEL_DIR={demo / 'SegmentationClassAug'}",
+               "IMAGE.CROP=33", "MODEL.NAME=small", "MODEL.BLOCKS=[1,1,1,1]", "MODEL.WIDTH=0.03",
+               "MODEL.INIT_MODEL=none", "SOLVER.ITER_MAX=1", "SOLVER.BATCH_SIZE=2",
+               "SOLVER.ONLINE_LABEL=off", "RUN.NUM_WORKERS=2", "RUN.DEVICE=cpu", "RUN.AMP=off")
+    run_script("DeepLab-V2-PyTorch/main.py", "train", *options)
+    end([sys.executable, "DeepLab-V2-PyTorch/main.py", "predict", *options, "--crf", "--input",
+         str(photos), "--output-dir", str(labels)], how,
+        lambda workers: len(workers) >= 2 and any(labels.glob("[!.]*.png")))
+    made = list(labels.glob("[!.]*.png"))
+    assert 0 < len(made) < 250
+    assert all(read_label(path).shape == (480, 640) for path in made)
+    assert how == signal.SIGKILL or not [path for path in labels.rglob(".*") if path.is_file()]

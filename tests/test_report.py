@@ -19,7 +19,8 @@ from reporting.page import write_page
 from reporting.pictures import EXTREMES, Gallery, choose, doubt, numbers_uri, page_size
 from reporting.predictions import write_index
 from reporting.run import RESULTS, read_scores, score_rows, score_table
-from reporting.stages import duration, read_curves, read_stages, settings
+from reporting.stages import read_curves, read_stages, settings
+from utils.logging import duration
 
 
 @pytest.fixture(scope="module")
@@ -271,14 +272,15 @@ def test_maps_that_fit_no_image_size(demo, tmp_path):
 
 def test_index_of_predictions(demo, tmp_path):
     root = DataRoot(demo)
-    pictures = [root.image(entry.id) for entry in root.entries("val")]
+    first, second = (root.image(entry.id) for entry in root.entries("val")[:2])
+    pictures = {"below__first": first, "second": second}  # first lies in a subfolder
     label = np.zeros((48, 48), np.uint8)
     label[:12], label[12:24] = 3, 255
-    save_label(tmp_path / f"{pictures[0].stem}.png", label)
+    save_label(tmp_path / "below__first.png", label)
     path = write_index(tmp_path, pictures, root.classes)
     data = page_data(path)
     assert path == tmp_path / "index.html" and len(data["images"]) == 1
-    assert data["images"][0]["id"] == pictures[0].name and data["images"][0]["labels"] == [3]
+    assert data["images"][0]["id"] == first.name and data["images"][0]["labels"] == [3]
     html = path.read_text()
     assert re.search(rf"{root.classes[2]}</button></th>\s*<td data-title=\"images\">1</td>", html)
     assert "<b>25.0 %</b>" in html

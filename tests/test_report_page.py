@@ -331,7 +331,7 @@ def test_an_unfinished_run_opens(page, root, tmp_path):
 
 def test_predictions_open(page, root, report, tmp_path):
     shutil.copytree(report.parent / "deeplab_labels", tmp_path / "out")
-    pictures = [root.image(entry.id) for entry in root.entries("val")]
+    pictures = {entry.id: root.image(entry.id) for entry in root.entries("val")}
     page.open(write_index(tmp_path / "out", pictures, root.classes))
     assert len(page.all("#thumbs button")) == 3 and len(page.all("#found tbody tr")) >= 1
     assert [panel.get_attribute("data-layer") for panel in page.all(".panel")] == [

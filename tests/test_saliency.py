@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import MACHINE, run_script, run_stage, stage_error
+from helpers import ONNX_MACHINE, run_script, run_stage, stage_error
 from PIL import Image
 
 pytest.importorskip("onnxruntime")
@@ -62,8 +62,8 @@ def photos(tmp_path: Path) -> Path:
 
 
 def command(photos: Path, model: object, *more: object) -> list[object]:
-    return ["make_saliency", "--data-root", photos, "--run-dir", photos.parent / "run", *MACHINE,
-            "--model", model, *more]
+    return ["make_saliency", "--data-root", photos, "--run-dir", photos.parent / "run",
+            *ONNX_MACHINE, "--model", model, *more]
 
 
 def make(photos: Path, model: object, *more: object) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from test_bad_files import message, soon
 
 from datasets.layout import DataRoot
-from datasets.lists import Entry, split
+from datasets.lists import Entry, read_list, split
 from datasets.pictures import MAX_ID_BYTES, Pictures, find_pictures, make_id
 from utils.files import UserError
 
@@ -118,7 +118,7 @@ def test_subfolders_are_classes(tmp_path):
     assert root.classes == ["cat", "dog"] and not root.voc
     assert labels(root) == {"cat__1": {"cat"}, "cat__2019__summer__2": {"cat"}, "dog__1": {"dog"}}
     assert set(root.images) == {*labels(root), "loose"}
-    assert "1 images in no subfolder" in left_out(tmp_path)
+    assert "1 image in no subfolder" in left_out(tmp_path)
 
 
 def test_the_same_picture_in_two_subfolders_has_both_classes(tmp_path):
@@ -126,7 +126,7 @@ def test_the_same_picture_in_two_subfolders_has_both_classes(tmp_path):
     photo(tmp_path / "dog" / "IMG_7.jpg", 1)  # another name, the same bytes
     photo(tmp_path / "dog" / "sofa.jpg", 2)  # another picture
     assert labels(tmp_path) == {"cat__sofa": {"cat", "dog"}, "dog__sofa": {"dog"}}
-    assert "1 copies of other images" in left_out(tmp_path)
+    assert "1 copy of another image" in left_out(tmp_path)
 
 
 def test_empty_subfolders_and_other_folders_are_no_classes(tmp_path):
@@ -161,6 +161,7 @@ def test_one_subfolder_alone_tells_nothing(tmp_path):
     photos(tmp_path, "images/1.jpg", "images/2.jpg")
     text = message(DataRoot, tmp_path)
     assert "images: one subfolder alone" in text and "docs/own_data.md" in text
+    assert "subfolder called -" in text  # what to do
     assert "VOC2012" not in text and "download" not in text
 
 
@@ -241,9 +242,9 @@ BAD_TABLES = {
     "no image column": ("picture_no,label\n1,cat\n", "labels.csv: no column for the image"),
     "no label column": ("image,size,date\na.jpg,1,2\n", "labels.csv: no column for the classes"),
     "one column": ("image\na.jpg\n", "no column for the classes"),
-    "empty": ("", "no column for the image"),
-    "header alone": ("image,label\n", "0 classes"),
-    "no labels": ("image,label\na.jpg,\n", "0 classes"),
+    "empty": ("", "labels.csv: is empty"),
+    "header alone": ("image,label\n", "names no class"),
+    "no labels": ("image,label\na.jpg,\n", "names no class"),
     "unknown image": ("image,label\na.jpg,cat\nz.jpg,cat\n", "labels.csv, line 3: names no image"),
     "no image": ("image,label\na.jpg,cat\n ,cat\n", "labels.csv, line 3: names no image"),
     "another length": ("image,label\na.jpg,cat,dog\n", "line 2: 3 cells, but 2 columns"),
@@ -347,7 +348,7 @@ def test_coco_json_with_image_level_categories(tmp_path):
     assert labels(root) == {"images__a": {"cat"}, "images__b": {"cat", "dog"}}
     shown = left_out(tmp_path)
     assert "1 images of" in shown and "result.json are not there" in shown and "gone.jpg" in shown
-    assert "1 images without annotation" in shown
+    assert "1 image without annotation" in shown
 
 
 def test_coco_json_beside_its_images(tmp_path):
@@ -418,6 +419,7 @@ BAD_JSON = {
     "LabelMe's label a number": (labelme("a.jpg", 7), "'7' is no class name"),
     "LabelMe's shapes a text": (labelme("a.jpg", "cat", shapes="cat"), "'None' is no class name"),
     "Label Studio without image": ([{"id": 1, "choice": "cat"}], "no column for the image"),
+    "a list of other things": ([{"x": 1, "y": 2}], "no column for the image"),
     "Label Studio of no text": ([{"image": 7, "choice": "cat"}], "entry 0: names no image ('7')"),
     "Label Studio of two kinds": ([{"image": "a.jpg", "choice": "cat"}, 7], "entry[1]: is no obj"),
     "Label Studio's numbers": ([{"image": "a.jpg", "choice": {"choices": [1]}}],
@@ -549,6 +551,37 @@ def test_nothing_says_what_is_in_the_images(tmp_path):
     assert labels(tmp_path) == {"a": {"cat"}, "b": {"dog"}}
 
 
+def test_the_advice_fits_what_is_in_the_folder(tmp_path):
+    photos(tmp_path, "a.jpg", "b.jpg")
+    text = message(DataRoot, tmp_path)
+    assert "one subfolder for each class" in text and "classes.txt" not in text
+    write(tmp_path / "photos.csv", "number,notes\n1,2\n")
+    text = message(DataRoot, tmp_path)
+    assert "photos.csv: no column for the image" in text and "subfolder" not in text
+    (tmp_path / "photos.csv").rename(tmp_path / "photos.xlsx")
+    assert "photos.xlsx: save it as CSV" in message(DataRoot, tmp_path)
+    write(tmp_path / "classes.txt", "cat\ndog\n")
+    text = message(lambda: DataRoot(tmp_path).entries("train_aug"))
+    assert "nothing says which classes" in text and "train_aug.txt" in text
+    write(tmp_path / "labels.txt", "a cat\n")
+    text = message(lambda: DataRoot(tmp_path).entries("train_aug"))
+    assert "there are labels" in text and "train_aug.txt" in text and "nothing says" not in text
+    assert "is a file" in message(DataRoot, tmp_path / "a.jpg")
+
+
+def test_json_of_other_things_does_not_hide_subfolders(tmp_path):
+    photos(tmp_path, "cat/1.jpg", "dog/1.jpg")
+    write(tmp_path / "camera.json", [{"lens": 1}])
+    assert DataRoot(tmp_path).classes == ["cat", "dog"]
+    assert "camera.json: no column for the image" in left_out(tmp_path)
+
+
+def test_names_that_differ_by_case_alone_are_pointed_out(tmp_path):
+    photos(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    write(tmp_path / "labels.csv", "image,label\na.jpg,Cat\nb.jpg,cat\nc.jpg,dog\n")
+    assert "two classes: 'Cat', 'cat'" in DataRoot(tmp_path).describe()
+
+
 def test_the_lists_that_no_file_holds(tmp_path):
     photos(tmp_path, "cat/1.jpg", "dog/1.jpg", "dog/2.jpg")
     root = DataRoot(tmp_path)
@@ -574,8 +607,8 @@ def test_what_was_found_is_told_in_a_few_lines(tmp_path):
     assert DataRoot(tmp_path).describe().splitlines() == [
         f"{tmp_path}: 4 images, 2 classes (cat, dog)", "labels: 2 subfolders",
         "lists: train_aug 3, train 3", "masks: none, saliency maps: none",
-        "left out: 1 files passed over; clip.mov: format not supported; convert it to JPEG",
-        "left out: 1 images in no subfolder"]
+        "left out: 1 file passed over; clip.mov: format not supported; convert it to JPEG",
+        "left out: 1 image in no subfolder"]
 
 
 def test_a_data_root_can_be_handed_to_processes_however_they_start(tmp_path):
@@ -636,3 +669,24 @@ def test_20000_images_in_a_table_take_linear_time(tmp_path):
     assert len(root.entries("train_aug")) == 20_000 and len(root.classes) == 201
     assert time.perf_counter() - start < 10
     assert isinstance(root.pictures, Pictures)
+
+
+def test_a_list_is_read_alike_where_no_name_holds_a_space(tmp_path):
+    """Then only the first word of a line can be the name, which is looked up faster."""
+    photos(tmp_path / "photos", "a.jpg", "b.jpg", "sub/c.jpg", "sub/a.jpg", "other/d.jpg")
+    lines = ["b 0", "b.jpg,cat", "sub/c 1", "sub\\a.jpg dog cat", "d", "c", "a\t0", "e 0", "",
+             "my photos/other/d.jpg 0", "b 7", "  b  -  ", "c cat, dog"]
+
+    def read(pictures: Pictures) -> list[str]:
+        found = []
+        for number, line in enumerate(lines):  # a list each, so that no image is there twice
+            path = write(tmp_path / f"{number}.txt", line)
+            found += map(str, read_list(path, pictures, {"cat": 0, "dog": 1}))
+        return found
+
+    plain, spaced = Pictures(tmp_path / "photos"), Pictures(tmp_path / "photos")
+    assert not plain.spaced
+    spaced.spaced = True
+    assert read(plain) == read(spaced) and len(read(plain)) == len(lines) - 1
+    photo(tmp_path / "photos" / "b 0.jpg")
+    assert Pictures(tmp_path / "photos").spaced

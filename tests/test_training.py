@@ -329,8 +329,7 @@ def fit(folder: Path, epochs: int, scores: list[float] | None = None, batch: int
     training.resume()
     remaining, batches = iter(scores or []), batches_of(Figures(), batch)
     for _ in training.epochs(epochs, batches):
-        row = engine.train_epoch(model, batches, squared, optimizer, training.scaler, runtime,
-                                 **arguments)
+        row = engine.train_epoch(model, batches, squared, training, **arguments)
         scheduler.step()
         training.end_epoch(row, next(remaining) if scores else None)
     return model, training.history
@@ -383,8 +382,9 @@ def test_an_epoch_trains_and_a_prediction_does_not(tmp_path):
 
     model, batches = Seen(1, 1), batches_of(Figures(), 8)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = Training(tmp_path, model, optimizer, MultiStepLR(optimizer, [9]), record(), CPU)
     for _ in range(2):
-        engine.train_epoch(model, batches, squared, optimizer, CPU.scaler(), CPU)
+        engine.train_epoch(model, batches, squared, training)
         list(engine.predict(model, batches, CPU, lambda network, batch: list(
             network(batch["image"])), "test"))
     assert seen == [True, False, True, False]
@@ -417,22 +417,6 @@ def test_resume_with_another_precision(tmp_path):
     assert longer[:2] == history and math.isfinite(longer[2]["loss"])
 
 
-@pytest.mark.parametrize("damage", ["optimizer", "scheduler", "history", "best_score", "made_from"])
-def test_a_damaged_last_checkpoint_is_one_line(tmp_path, damage):
-    fit(tmp_path, 1)
-    content = torch.load(tmp_path / "last.pth", weights_only=True)
-    for value in ("a text", 7, None, {"a": 1}):
-        torch.save(content | {damage: value}, tmp_path / "last.pth")
-        if (damage, value) in (("best_score", None), ("best_score", 7)):
-            continue
-        with pytest.raises(UserError, match=r"last.pth.*--overwrite"):
-            fit(tmp_path, 2)
-    del content[damage]
-    torch.save(content, tmp_path / "last.pth")
-    with pytest.raises(UserError, match=r"last.pth.*--overwrite"):
-        fit(tmp_path, 2)
-
-
 def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     """The loss of an epoch may be finite when the step after it is not."""
     fit(tmp_path, 1)
@@ -461,6 +445,14 @@ def test_the_first_steps_foretell_the_time(monkeypatch):
     assert len(list(batches)) == 20
     assert said == ["3 s a batch: about 30 min in all, if validation takes none"]
     assert len(list(batches)) == 20 and len(said) == 1  # said once
+
+
+def test_epochs_too_short_to_time_a_batch_foretell_the_time_as_well(tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr("utils.training.log.info", lambda text, *args: said.append(text % args))
+    fit(tmp_path, 3)
+    assert [line for line in said if line.startswith("about ")] == [
+        "about 0 s for the 2 epochs that are left"]
 
 
 def test_two_passes_never_have_the_same_order():
@@ -528,8 +520,9 @@ def test_a_loss_that_is_not_finite_stops(tmp_path, bad):
 
     model = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = Training(tmp_path, model, optimizer, MultiStepLR(optimizer, [1]), record(), CPU)
     with pytest.raises(FloatingPointError, match="--lr"):
-        engine.train_epoch(model, batches_of(Broken(), 4), squared, optimizer, CPU.scaler(), CPU)
+        engine.train_epoch(model, batches_of(Broken(), 4), squared, training)
 
 
 def test_a_training_that_diverges_says_so(demo, tmp_path):

@@ -108,7 +108,7 @@ def stage(args):
     noise = np.random.default_rng(0).integers(0, 256, (2, 300, 300), dtype=np.uint8)
     with Writers() as writers:
         for index in range(10**9):
-            if index == 20:
+            if index == 40:  # more than may wait: some are written
                 print("going", flush=True)
             writers.submit(save_maps, Path(folder) / f"{index}.png", noise, [1, 4])
     print("recorded as finished", flush=True)

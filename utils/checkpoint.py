@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from models import released
-from utils.files import UserError, atomic_write
+from utils.files import UserError, atomic_write, sweep_for
+from utils.options import trained_side
 
 log = logging.getLogger("drs")
 FORMAT = "drs/1"
@@ -175,8 +176,7 @@ def read_network(args: argparse.Namespace, classes: Sequence[str]) -> Checkpoint
                         f"order: class {first} is {checkpoint.classes[first]} there, "
                         f"{classes[first]} in the data set")
     if args.image_size is None:
-        options = checkpoint.rest.get("made_from", {}).get("options", {})
-        args.image_size = options.get("image_size", 320)
+        args.image_size = trained_side(checkpoint.rest.get("made_from"), args.checkpoint)
     return checkpoint
 
 
@@ -240,6 +240,7 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None
 
 def save(path: str | Path, content: Mapping[str, Any]) -> None:
     """Write `content` with torch.save, atomically."""
+    sweep_for(Path(path))
     # A file object, because torch.save reports a failed write to a path as a RuntimeError.
     with atomic_write(path) as tmp, open(tmp, "wb") as file:
         try:

@@ -20,6 +20,7 @@ class Batches(Iterable[Batch], Sized, Protocol):
     """Batches on the device (`utils.loading.DeviceBatches`)."""
 
     weight: float
+    done: int
 
 
 class Machine(Protocol):
@@ -29,18 +30,36 @@ class Machine(Protocol):
     def device(self) -> torch.device: ...
     @property
     def main(self) -> bool: ...
+    @property
+    def world(self) -> int: ...
     def autocast(self) -> torch.autocast: ...
     def sum(self, values: Tensor) -> Tensor: ...
 
 
+class Trained(Protocol):
+    """What is trained (`utils.training.Training`).
+
+    Attributes:
+        loss: () float64, this process's share of the sum of the epoch's losses so far.
+    """
+
+    optimizer: Optimizer
+    scaler: torch.amp.GradScaler
+    runtime: Any  # a Machine
+    loss: Tensor
+
+    def save_if_due(self, done: int) -> None: ...
+
+
 def train_epoch(network: nn.Module, batches: Batches,
-                loss_fn: Callable[[nn.Module, Batch], Tensor], optimizer: Optimizer,
-                scaler: torch.amp.GradScaler, runtime: Machine, *, accumulate: int = 1,
-                after_step: Callable[[], None] | None = None) -> dict[str, float]:
-    """Train over `batches` once.
+                loss_fn: Callable[[nn.Module, Batch], Tensor], training: Trained, *,
+                accumulate: int = 1, after_step: Callable[[], None] | None = None
+                ) -> dict[str, float]:
+    """Train over `batches` once, or over what is left of them.
 
     Args:
         batches: their `weight` is what this process's loss counts in the mean over processes.
+        training: told after each optimizer step how many batches are done.
         loss_fn: (network, batch) -> scalar loss, a mean over the batch's images; runs under
             autocast.
         accumulate: batches whose gradients are added up before each step; the loss is divided
@@ -53,28 +72,33 @@ def train_epoch(network: nn.Module, batches: Batches,
     Raises:
         FloatingPointError: the loss is not finite.
     """
+    runtime: Machine = training.runtime
+    optimizer, scaler = training.optimizer, training.scaler
     network.train()
-    total = torch.zeros(2, device=runtime.device, dtype=torch.float64)
     optimizer.zero_grad(set_to_none=True)
-    for index, batch in enumerate(progress(batches, "training", enabled=runtime.main), start=1):
+    left = progress(batches, "training", len(batches) - batches.done, enabled=runtime.main)
+    for index, batch in enumerate(left, start=batches.done + 1):
         with runtime.autocast():
             loss = loss_fn(network, batch) * batches.weight
         scaler.scale(loss / accumulate).backward()
-        total += torch.stack((loss.detach().double(), torch.ones_like(total[0])))
+        training.loss += loss.detach().double() / runtime.world
         if index % CHECK_INTERVAL == 1:
-            _check_finite(total[0])
+            check_finite(training.loss)
         if index % accumulate == 0:
             scaler.step(optimizer)
             scaler.update()
             optimizer.zero_grad(set_to_none=True)
             if after_step is not None:
                 after_step()
-    total = runtime.sum(total)
-    _check_finite(total[0])
-    return {"loss": float(total[0] / total[1].clamp(min=1)), "steps": len(batches) // accumulate}
+            if index < len(batches):
+                training.save_if_due(index)
+    total = runtime.sum(training.loss)
+    check_finite(total)
+    return {"loss": float(total) / max(1, len(batches)), "steps": len(batches) // accumulate}
 
 
-def _check_finite(loss: Tensor) -> None:
+def check_finite(loss: Tensor) -> None:
+    """Raises FloatingPointError where a loss is not finite."""
     if not math.isfinite(float(loss)):
         raise FloatingPointError(f"the training diverged, its loss became {float(loss)}; {MEND}")
 

@@ -134,11 +134,17 @@ def _lives(process: int) -> bool:
     return True
 
 
-def write_json(path: str | os.PathLike, value: object) -> None:
-    """Write `value` as indented JSON, atomically."""
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write text as UTF-8, atomically, into a folder that need not be locked; file names in it may
+    be no text."""
     sweep_for(Path(path))
     with atomic_write(path) as tmp:
-        tmp.write_text(json.dumps(value, indent=1, default=str) + "\n", encoding="utf-8")
+        tmp.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def write_json(path: str | os.PathLike, value: object) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
 
 
 def read_json(path: Path) -> dict:

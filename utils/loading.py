@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from utils.files import UserError
+from utils.logging import duration
 from utils.runtime import Runtime
 
 log = logging.getLogger("drs")
@@ -49,17 +50,19 @@ class ShuffledBatches(Sampler[list[tuple[int, int]]]):
         self.weight = (self.share.stop - self.share.start) * world / batch_size
         self.set_epoch(1)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Select the stretch, counted from 1, that is iterated over next."""
+    def set_epoch(self, epoch: int, done: int = 0) -> None:
+        """Select the stretch, counted from 1, that is iterated over next, without its first `done`
+        batches; its length remains that of the whole."""
         first, last = (epoch - 1) * self.stretch, epoch * self.stretch
         self.batches = range(first, last if self.total is None else min(last, self.total))
+        self.done = done
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         shuffled, order = -1, np.empty(0, dtype=np.int64)
-        for batch in self.batches:
+        for batch in self.batches[self.done:]:
             keys = []
             for position in range(batch * self.batch_size, (batch + 1) * self.batch_size):
                 number, place = divmod(position, self.used)
@@ -75,6 +78,7 @@ class DeviceBatches:
 
     Attributes:
         weight: what a mean over this process's images counts in the mean over processes.
+        done: batches of this epoch that are left out, because they were trained before.
         foretell: how many epochs, from the one that comes next, the log is to say the time of.
     """
 
@@ -82,15 +86,16 @@ class DeviceBatches:
         self.loader, self.device = loader, runtime.device
         self.dataset: Any = loader.dataset
         self.weight: float = getattr(loader.batch_sampler, "weight", 1.0)
-        self.foretell = 0
+        self.done = self.foretell = 0
 
     def __len__(self) -> int:
         return len(self.loader)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Select the epoch of a training loader."""
+    def set_epoch(self, epoch: int, done: int = 0) -> None:
+        """Select the epoch of a training loader, without its first `done` batches."""
         order: Any = self.loader.batch_sampler
-        order.set_epoch(epoch)
+        order.set_epoch(epoch, done)
+        self.done = done
 
     def dry_run(self, todo: int, folder: Path) -> None:
         """Draw one batch, and say what a labelling stage would do."""
@@ -105,9 +110,8 @@ class DeviceBatches:
                 start = time.monotonic()
             elif self.foretell and index == WARM_UP + TIMED:
                 each = (time.monotonic() - start) / TIMED
-                minutes = each * len(self) * self.foretell / 60
                 log.info("%.2g s a batch: about %s in all, if validation takes none", each,
-                         f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h")
+                         duration(each * (len(self) * self.foretell - self.done)))
                 self.foretell = 0
             batch = {name: value.to(self.device, non_blocking=True)
                      if isinstance(value, torch.Tensor) else value

@@ -66,6 +66,14 @@ def progress(items: Iterable[T], desc: str, total: int | None = None, unit: str 
                 logger.info("%s: %d%s %s%s", desc, done, of, unit, left)
 
 
+def duration(seconds: float) -> str:
+    """A time that people can read: 8 s, 12 min, 3 h 20 min."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 class ScalarWriter:
     """TensorBoard events of one stage; nothing is written on other ranks than the first."""
 

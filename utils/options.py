@@ -4,7 +4,7 @@ Nothing heavy is imported here: `--help` and a mistyped option are answered in a
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +91,11 @@ class StageParser(argparse.ArgumentParser):
         images: default of --list; None: every image.
         output: name of the default output folder inside the run folder.
         batch_size: default of --batch-size; None: the stage runs no network.
+        pytorch: the network is one of PyTorch's, which has precision and compiler to choose.
     """
 
     def __init__(self, doc: str | None, *, images: str | None, output: str,
-                 batch_size: int | None) -> None:
+                 batch_size: int | None, pytorch: bool = True) -> None:
         super().__init__(description=doc, formatter_class=_Formatter)
         self.output, self.checkpoint = output, ""
         group = self.add_argument_group("data and output")
@@ -115,9 +116,9 @@ class StageParser(argparse.ArgumentParser):
             "--dry-run", action="store_true",
             help="open, build and check everything, draw one batch, say what would be done"))
         if batch_size is not None:
-            self._add_machine(batch_size)
+            self._add_machine(batch_size, pytorch)
 
-    def _add_machine(self, batch_size: int) -> None:
+    def _add_machine(self, batch_size: int, pytorch: bool) -> None:
         group = self.add_argument_group("machine")
         # These two shape a training, see add_training; labelling they change to rounding or not.
         self._random = [
@@ -127,11 +128,13 @@ class StageParser(argparse.ArgumentParser):
                                        help="of all random choices"))]
         neutral(group.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
                                    help="auto: the GPU, if there is one"))
-        neutral(group.add_argument(
-            "--amp", choices=("auto", "bf16", "fp16", "off"), default="auto",
-            help="mixed precision; auto: bf16 where the hardware runs it fast"))
-        neutral(group.add_argument("--compile", action="store_true",
-                                   help="compile the network first (minutes, then faster steps)"))
+        if pytorch:
+            neutral(group.add_argument(
+                "--amp", choices=("auto", "bf16", "fp16", "off"), default="auto",
+                help="mixed precision; auto: bf16 where the hardware runs it fast"))
+            neutral(group.add_argument(
+                "--compile", action="store_true",
+                help="compile the network first (minutes, then faster steps)"))
         neutral(group.add_argument("--num-workers", type=processes, metavar="N",
                                    help="data loading processes; 0: in the main process "
                                         "(default: the cores that this process has)"))
@@ -145,6 +148,9 @@ class StageParser(argparse.ArgumentParser):
         # More epochs may follow later: what was trained so far is not changed by their number.
         neutral(group.add_argument("--epochs", type=positive_int, default=epochs,
                                    help="passes over the list"))
+        neutral(group.add_argument(
+            "--save-every", type=not_negative, default=30, metavar="MINUTES",
+            help="save within an epoch, too, after this long; 0: at the ends of epochs only"))
         group.add_argument("--lr", type=positive, default=lr, help="base learning rate")
         group.add_argument("--milestones", type=positive_int, nargs="*", default=milestones,
                            help="epochs (from 1) at whose start the learning rate falls to a tenth")
@@ -194,16 +200,21 @@ class StageParser(argparse.ArgumentParser):
             help="do the I-th of N shares of the list's batches, into the same output folder as "
                  "the others, with the same --batch-size (docs/cluster.md)"))
 
-    def add_labelling(self) -> argparse._ArgumentGroup:
-        """Options of the rule that turns maps into labels. Returns the group to add to."""
+    def add_labelling(self, sweep: bool = False) -> argparse._ArgumentGroup:
+        """Options of the rule that turns maps into labels. Returns the group to add to.
+
+        Args:
+            sweep: the rule is used at many alphas, each of which is the background's score, too.
+        """
         group = self.add_argument_group("labels")
         group.add_argument("--alpha", type=unit, default=0.2,
                            help="localization scores below are no evidence (paper, Experiments)")
         group.add_argument("--background", choices=("saliency", "threshold", "crf"),
                            help="background cue: saliency maps (the default where they are), a "
                                 "constant score, or that sharpened by a CRF")
-        group.add_argument("--background-score", type=positive_unit, default=0.2, metavar="S",
-                           help="the constant score of --background threshold and crf")
+        if not sweep:
+            group.add_argument("--background-score", type=positive_unit, default=0.2, metavar="S",
+                               help="the constant score of --background threshold and crf")
         neutral(group.add_argument(  # recorded by the files in it
             "--saliency-dir", type=Path, metavar="DIR",
             help="saliency maps (default: DATA_ROOT/saliency_map)"))
@@ -229,17 +240,35 @@ class StageParser(argparse.ArgumentParser):
         return parsed
 
 
-def input_sides(args: argparse.Namespace) -> list[int]:
+def trained_side(record: Any, checkpoint: Path) -> int:
+    """The image size that the record in a checkpoint tells; where there is none, the paper's 320.
+
+    Raises:
+        UserError: it is no such record, or no such size.
+    """
+    try:
+        return int(side(str((record or {}).get("options", {}).get("image_size", 320))))
+    except (AttributeError, ValueError, argparse.ArgumentTypeError) as error:
+        raise UserError(f"checkpoint {checkpoint}: damaged, it does not tell the size of the "
+                        f"images it was trained with ({error}); say it with --image-size"
+                        ) from error
+
+
+def input_sides(args: argparse.Namespace, network: Mapping[str, Any]) -> list[int]:
     """The sides in pixels that --scales asks for.
+
+    Args:
+        network: the description of the network (`utils.checkpoint.Checkpoint`).
 
     Raises:
         UserError: one is too small for the network, or absurdly large.
     """
+    smallest = max(MIN_SIDE, network.get("output_stride", MIN_SIDE))
     sides = [round(scale * args.image_size) for scale in args.scales]
     for scale, length in zip(args.scales, sides, strict=True):
-        if not MIN_SIDE <= length <= MAX_SIDE:
-            raise UserError(f"--scales: {scale:g} of {args.image_size} pixels is {length}; a "
-                            f"network takes {MIN_SIDE} to {MAX_SIDE}")
+        if not smallest <= length <= MAX_SIDE:
+            raise UserError(f"--scales: {scale:g} of {args.image_size} pixels is {length}; this "
+                            f"network takes {smallest} to {MAX_SIDE}")
     return sides
 
 

@@ -13,6 +13,12 @@ Result = TypeVar("Result")
 CHUNK = 16  # items handed to a process at once
 
 
+def cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") \
+        else os.cpu_count() or 1
+
+
 def map_in_processes(function: Callable[[Item], Result], items: Iterable[Item], processes: int
                      ) -> Iterator[Result]:
     """`map` over a pool of processes, results in the order of `items`; in this one if 0 or 1.

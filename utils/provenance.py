@@ -13,7 +13,7 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +95,7 @@ class Record:
 
     def write(self, folder: Path) -> None:
         """Keep this record in `folder`, atomically."""
-        write_json(folder / RECORD, asdict(self))
+        write_json(folder / RECORD, vars(self))
 
     def add_file(self, name: str, path: Path) -> None:
         """Note that a file is read, by its content.
@@ -111,8 +111,8 @@ class Record:
             log.info("reads %s: %s", name, place)
 
     def plain(self) -> dict[str, Any]:
-        """The record as plain values, as checkpoints hold it."""
-        return asdict(self)
+        """The record as plain values of its own, as checkpoints hold it."""
+        return _copy(vars(self))
 
     @classmethod
     def of(cls, value: Any, source: Path) -> "Record":
@@ -132,6 +132,13 @@ class Record:
             raise UserError(f"{source}: no record of what the files were made from; use another "
                             "folder, or --overwrite")
         return cls(**value)
+
+
+def _copy(value: Any) -> Any:
+    """Dictionaries and lists anew; many times as fast as `asdict`, which copies each number."""
+    if isinstance(value, dict):
+        return {name: _copy(part) for name, part in value.items()}
+    return [_copy(part) for part in value] if isinstance(value, list) else value
 
 
 def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from utils.files import UserError
-from utils.threads import cores
+from utils.processes import cores
 
 log = logging.getLogger("drs")
 AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}

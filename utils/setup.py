@@ -113,10 +113,9 @@ def init_trunk(model: Any, source: str) -> None:
             model.load_imagenet()
         except (OSError, RuntimeError) as error:  # no network, or a broken download
             raise UserError(
-                f"--init imagenet: torchvision's ImageNet weights cannot be loaded ({error}); "
-                f"download {model.imagenet_file} into ~/.cache/torch/hub/checkpoints/, or use "
-                "--init none or --init FILE") from error
-        log.info("initial weights: torchvision's, trained on ImageNet")
+                f"--init imagenet: the ImageNet weights cannot be fetched ({error}); "
+                f"{model.imagenet_advice}, then use --init FILE, or use --init none") from error
+        log.info("initial weights: trained on ImageNet")
         return
     try:
         names = model.load_trunk(checkpoint.weights(Path(source))[1] if "backbone" in model.config

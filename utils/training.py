@@ -1,7 +1,8 @@
 """A training as it stands: what is trained, how far it has come, and its checkpoints.
 
 In: model, optimizer, schedule and the record of what they are trained from. Out, in one folder:
-last.pth after every epoch, best.pth on improvement, metrics.json, provenance.json, TensorBoard.
+last.pth after every epoch and within long ones, best.pth on improvement, metrics.json,
+provenance.json, TensorBoard.
 """
 
 import logging
@@ -9,25 +10,35 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from utils import checkpoint, provenance
-from utils.engine import MEND
+from utils.engine import MEND, check_finite
 from utils.files import UserError, write_json
 from utils.loading import DeviceBatches
-from utils.logging import ScalarWriter
+from utils.logging import ScalarWriter, duration
 from utils.runtime import Runtime
 
 log = logging.getLogger("drs")
+LOOK = 20  # batches from one question whether it is time to save to the next: processes must agree
+
+
+class Figures(Protocol):
+    """What is collected over an epoch (`labelling.image_scores.ImageScorer`); `update` takes the
+    `state` of another one in."""
+
+    def reset(self) -> None: ...
+    def state(self) -> list[Tensor]: ...
+    def update(self, *state: Any) -> None: ...
 
 
 class Training:
-    """The state of a training, between epochs.
+    """The state of a training, between epochs and within one.
 
     Args:
         folder: where the checkpoints lie.
@@ -50,7 +61,12 @@ class Training:
         self.scaler = runtime.scaler()
         self.history: list[dict[str, float]] = []
         self.best_score, self.step = -math.inf, 0
-        self._start, self._lr = time.monotonic(), 0.0
+        self.loss = torch.zeros((), dtype=torch.float64, device=runtime.device)  # of this epoch
+        self._start, self._lr, self._saved = time.monotonic(), 0.0, time.monotonic()
+        self._begun: dict[str, Any] | None = None  # the epoch that last.pth was saved within
+        self._replaces = True  # whether what lies in the folder is an older training's
+        self._figures: Figures | None = None
+        self._save_every = 0.0
         self._writer: ScalarWriter | None = None
 
     def resume(self, overwrite: bool = False) -> bool:
@@ -82,17 +98,33 @@ class Training:
                             for row in state.rest["history"]]
             self.step, score = int(state.rest["step"]), state.rest["best_score"]
             self.best_score = -math.inf if score is None else float(score)
+            if (begun := state.rest.get("begun")) is not None:
+                self._begun = begun | {"batches": int(begun["batches"])}
         except Exception as error:  # whatever damage there is: torch and we raise many types
-            raise UserError(f"checkpoint {self.last}: damaged, training cannot go on from it "
-                            f"({type(error).__name__}: {error}); use --overwrite to start over"
-                            .replace("\n", " ")) from error
+            raise self._damaged(error) from error
+        self._replaces = False
         return True
 
-    def epochs(self, total: int, batches: DeviceBatches) -> Iterator[int]:
-        """The epochs that are left of `total`, counted from 1; `batches` are set to each."""
+    def _damaged(self, error: Exception) -> UserError:
+        return UserError(f"checkpoint {self.last}: damaged, training cannot go on from it "
+                         f"({type(error).__name__}: {error}); use --overwrite to start over"
+                         .replace("\n", " "))
+
+    def epochs(self, total: int, batches: DeviceBatches, save_every: float = 0,
+               figures: Figures | None = None) -> Iterator[int]:
+        """The epochs that are left of `total`, counted from 1; `batches` are set to each.
+
+        Args:
+            save_every: minutes after which an epoch is saved in its middle; 0: it is not.
+            figures: emptied at the start of each epoch; belong to what is saved within it.
+
+        Raises:
+            UserError: what last.pth says of the epoch that was begun is damaged.
+        """
         done = len(self.history)
-        if done:
-            log.info("going on after %s %d of %d", self.unit, done, total)
+        self._save_every, self._figures = save_every, figures
+        if not self._replaces:
+            log.info("going on after %s of %d", self._reached(), total)
             if self.runtime.main:  # who was killed right after last.pth has not written these
                 self._write_figures()
         if done >= total:
@@ -101,19 +133,87 @@ class Training:
         writer = self._writer = ScalarWriter(self.folder / "tensorboard", self.runtime.main)
         try:
             for epoch in range(done + 1, total + 1):
-                self._start, self._lr = time.monotonic(), self.optimizer.param_groups[0]["lr"]
-                batches.set_epoch(epoch)
+                self._begin(epoch, batches)
                 yield epoch
+                if batches.foretell and epoch < total:  # an epoch too short to time its batches
+                    log.info("about %s for the %d %ss that are left",
+                             duration((time.monotonic() - self._start) * (total - epoch)),
+                             total - epoch, self.unit)
+                    batches.foretell = 0
         finally:
             writer.close()
 
+    def _begin(self, epoch: int, batches: DeviceBatches) -> None:
+        """Set everything to the start of an epoch, or to where last.pth has left it."""
+        self.loss.zero_()
+        if self._figures is not None:
+            self._figures.reset()
+        begun, self._begun = self._begun, None
+        if begun is None:
+            batches.set_epoch(epoch)
+            self._start, self._lr = time.monotonic(), self.optimizer.param_groups[0]["lr"]
+            return
+        try:
+            if not 0 < begun["batches"] < len(batches):
+                raise ValueError(f"batch {begun['batches']} of {len(batches)}")
+            batches.set_epoch(epoch, begun["batches"])
+            self._start = time.monotonic() - float(begun["seconds"])
+            self._lr = float(begun["lr"])
+            # Each process goes on with its own part; with several where there are fewer now.
+            mine = slice(self.runtime.rank, None, self.runtime.world)
+            for loss, part in zip(begun["losses"][mine], begun["figures"][mine], strict=True):
+                self.loss += float(loss)
+                if self._figures is not None:
+                    self._figures.update(*part)
+            check_finite(self.loss)
+        except Exception as error:
+            raise self._damaged(error) from error
+
+    def _reached(self) -> str:
+        """How far last.pth has come, in words."""
+        if self._begun is None:
+            return f"{self.unit} {len(self.history)}"
+        return f"batch {self._begun['batches']} in {self.unit} {len(self.history) + 1}"
+
     def dry_run(self, batches: DeviceBatches, total: int) -> None:
-        """Draw one batch, and say what the training would do."""
+        """Draw one batch, and say what the training would do.
+
+        Raises:
+            UserError: as `epochs`.
+        """
         next(iter(batches))
+        source = "the initial weights" if self._replaces else f"{self._reached()} of {self.last}"
+        self._begin(len(self.history) + 1, batches)
         log.info("dry run: would train %d of %d %ss, %d batches each, from %s, into %s",
-                 max(0, total - len(self.history)), total, self.unit, len(batches),
-                 f"{self.unit} {len(self.history)} of {self.last}" if self.history
-                 else "the initial weights", self.folder)
+                 max(0, total - len(self.history)), total, self.unit, len(batches), source,
+                 self.folder)
+
+    def save_if_due(self, done: int) -> None:
+        """Write last.pth within the epoch, if it is time; called after each optimizer step.
+
+        Args:
+            done: batches of the epoch that are trained.
+
+        Raises:
+            FloatingPointError: the loss or a weight is not finite; nothing is written.
+        """
+        if not self._save_every or self.runtime.world > 1 and done % LOOK:
+            return
+        due = time.monotonic() - self._saved >= 60 * self._save_every
+        if not self.runtime.sum(torch.tensor(float(due))):
+            return
+        epoch = len(self.history) + 1
+        check_finite(self.loss)
+        self._check_weights(f"in {self.unit} {epoch}")
+        parts = self.runtime.gather(
+            (float(self.loss), self._figures.state() if self._figures is not None else []))
+        if self.runtime.main:
+            self._write_last({"batches": done, "losses": [loss for loss, _ in parts],
+                              "figures": [figures for _, figures in parts], "lr": self._lr,
+                              "seconds": time.monotonic() - self._start})
+            log.info("saved after batch %d in %s %d", done, self.unit, epoch)
+        self.runtime.barrier()
+        self._saved = time.monotonic()
 
     def end_epoch(self, figures: Mapping[str, float], score: float | None = None) -> None:
         """Write the checkpoints and figures of an epoch that has been trained.
@@ -126,9 +226,7 @@ class Training:
             FloatingPointError: a weight is not finite; nothing is written.
         """
         epoch = len(self.history) + 1
-        if not all(bool(torch.isfinite(value).all()) for value in self.model.state_dict().values()):
-            raise FloatingPointError(f"the training diverged, weights are not finite after "
-                                     f"{self.unit} {epoch}; {MEND}")
+        self._check_weights(f"after {self.unit} {epoch}")
         figures = dict(figures)
         self.step += int(figures.pop("steps", 0))
         row = {"epoch": epoch, **figures, "lr": self._lr,
@@ -138,25 +236,35 @@ class Training:
             self.best_score = max(self.best_score, score)
         self.history.append(row)
         if self.runtime.main:
-            self._write(improved)
+            # best.pth first: whoever is interrupted in between repeats the epoch, or its end, and
+            # writes it again.
+            if self.keep_best and improved:
+                self._save(self.best, self._content())
+            self._write_last(None)
             log.info("%s %d  %s%s", self.unit, epoch,
                      "  ".join(f"{name} {value:.4g}" for name, value in row.items()
                                if name != "epoch"), "  (best)" if score and improved else "")
             if self._writer is not None:
                 self._writer.add({k: v for k, v in row.items() if k != "epoch"}, epoch)
         self.runtime.barrier()
+        self._saved = time.monotonic()
 
-    def _write(self, improved: bool) -> None:
-        if len(self.history) == 1:  # an older training, if any, ends here and not sooner
-            for path in (self.last, self.best, self.final):
-                path.unlink(missing_ok=True)
-        content = self._content()
-        # best.pth first: whoever is interrupted in between repeats the epoch and writes it again.
-        if self.keep_best and improved:
-            checkpoint.save(self.best, content)
-        checkpoint.save(self.last, content | {
+    def _check_weights(self, when: str) -> None:
+        if not all(bool(torch.isfinite(value).all()) for value in self.model.state_dict().values()):
+            raise FloatingPointError(
+                f"the training diverged, weights are not finite {when}; {MEND}")
+
+    def _save(self, path: Path, content: Mapping[str, Any]) -> None:
+        if self._replaces:  # an older training, if any, ends here and not sooner
+            for older in (self.last, self.best, self.final):
+                older.unlink(missing_ok=True)
+            self._replaces = False
+        checkpoint.save(path, content)
+
+    def _write_last(self, begun: Mapping[str, Any] | None) -> None:
+        self._save(self.last, self._content() | {
             "optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict()})
+            "scaler": self.scaler.state_dict(), "begun": begun})
         self._write_figures()
 
     def _write_figures(self) -> None:

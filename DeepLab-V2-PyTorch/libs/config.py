@@ -90,7 +90,6 @@ class Crf(Section):
     BI_XY_STD: Range = 67.0
     BI_RGB_STD: Range = 3.0
     NEGLIGIBLE: Share = 0.05
-    PROCESSES: FewOrNone = 0
 
 
 class Run(Section):

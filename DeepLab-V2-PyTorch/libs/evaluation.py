@@ -52,11 +52,11 @@ def evaluate(args: argparse.Namespace, experiment: Experiment) -> None:
         stream = store.record(stream) if saving else stream
     if args.dry_run:
         return batches.dry_run(len(entries), args.labels_dir or output)
+    if saving and runtime.main:  # before labels are removed: it may be in use
+        hold(output_folder(store.folder, "EXP.OUTPUT_DIR"))
     if args.labels_dir is not None and runtime.main:
         hold(output_folder(args.labels_dir, "--labels-dir"))
         outputs.renew(args.labels_dir, record, args.overwrite)
-    if saving and runtime.main:
-        hold(output_folder(store.folder, "EXP.OUTPUT_DIR"))
     runtime.barrier()
     names = ["background", *root.classes]
     matrix, per_image = score(segment(stream, crf), len(names), args.labels_dir)

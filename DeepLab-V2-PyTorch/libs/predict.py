@@ -55,7 +55,7 @@ def predict(args: argparse.Namespace, experiment: Experiment) -> None:
         save_label(args.output_dir / f"{sample['id']}.png", label)
     runtime.barrier()
     if runtime.main:
-        write_index(args.output_dir, list(by_id.values()), classes)
+        write_index(args.output_dir, by_id, classes)
     report_failures(errors, len(todo), runtime)
 
 

@@ -75,8 +75,7 @@ def train(args: argparse.Namespace, experiment: Experiment) -> None:
     network = runtime.distribute(model, config.RUN.COMPILE)
     for _ in training.epochs(stretches, batches):
         figures = train_epoch(network, batches, partial(loss_fn, online=solver.ONLINE_LABEL),
-                              optimizer, training.scaler, runtime, accumulate=solver.ITER_SIZE,
-                              after_step=scheduler.step)
+                              training, accumulate=solver.ITER_SIZE, after_step=scheduler.step)
         training.end_epoch(figures)
     training.finish()
 
