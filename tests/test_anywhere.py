@@ -208,6 +208,50 @@ def test_gradient_checkpointing_is_exact(mode, reentrant):
         assert torch.equal(one.grad, other.grad), name
 
 
+class Block(nn.Module):
+    """Calls an activation that is not its own."""
+
+    def __init__(self, conv: nn.Module, relu: nn.Module) -> None:
+        super().__init__()
+        self.conv, self.relu = conv, relu
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(self.conv(x))
+
+
+def test_blocks_share_an_activation():
+    """Each with other channels, also when gradient checkpointing runs one of them again."""
+    relu = nn.ReLU()
+    model = nn.Sequential(Block(nn.Conv2d(3, 4, 3), relu), Block(nn.Conv2d(4, 6, 3), relu))
+    report = add_drs(model, "learnable")
+    assert [(site.caller, site.channels) for site in report.sites] == [("0", 4), ("1", 6)]
+    gradients = []
+    for run in (model, lambda x: checkpoint(model[1], checkpoint(
+            model[0], x, use_reentrant=False), use_reentrant=False)):
+        model.zero_grad()
+        run(images(16)).square().sum().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    assert all(map(torch.equal, *gradients))
+
+
+class Alternating(nn.Module):
+    """Calls its activation, then has a block call it, then calls it again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.relu = nn.Conv2d(3, 3, 3), nn.ReLU()
+        self.block = Block(nn.Conv2d(3, 3, 3), self.relu)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.relu(self.block(self.relu(self.conv(x))))
+
+
+def test_calls_that_alternate_are_left_alone():
+    """Which call it is cannot be counted from where its caller starts."""
+    with pytest.raises(ValueError, match="no activation"):
+        add_drs(Alternating())
+
+
 @pytest.mark.parametrize("mode", ["fixed", "learnable"])
 def test_copies(mode):
     model, x = Own().eval(), images(32)

@@ -63,6 +63,14 @@ def test_groups_and_config():
         assert build(config).state_dict().keys() == model.state_dict().keys()
 
 
+def test_nothing_in_a_trunk_is_left_to_chance():
+    """A training that goes on has no generator to go on from."""
+    model, x = Backbone(3, "efficientnet_b0", 32).train(), torch.randn(2, 3, 64, 64)
+    state = torch.get_rng_state()
+    first = model.class_maps(x)
+    assert torch.equal(model.class_maps(x), first) and torch.equal(torch.get_rng_state(), state)
+
+
 @pytest.mark.parametrize(("config", "message"), [
     ({"backbone": "resnet19"}, "choose vgg16, .*resnet18"),
     ({"backbone": "convnext_tiny", "output_stride": 8}, "--output-stride 32, not 8"),

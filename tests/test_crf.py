@@ -203,3 +203,10 @@ def test_ranges_too_small_for_the_image_are_one_line():
     with pytest.raises(UserError, match="raise the ranges"):
         dense_crf(image, np.full((2, 40, 40), 0.5, np.float32),
                   CRFParams(bilateral_rgb=1e-4, bilateral_xy=1e-3, position_xy=1e-3))
+
+
+def test_of_many_classes_the_most_probable_takes_part():
+    """Where none is above the share that is negligible."""
+    probabilities = np.full((25, 6, 7), 1 / 25, np.float32)
+    marginals = dense_crf(np.zeros((6, 7, 3), np.uint8), probabilities)
+    np.testing.assert_allclose(marginals.sum(axis=0), 1, rtol=1e-5)

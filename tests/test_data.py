@@ -15,6 +15,7 @@ from torch.utils.data import ConcatDataset, DataLoader
 
 import train_drs
 from datasets import transforms
+from datasets.creatures import Pen
 from datasets.images import read_companion, read_image
 from datasets.layout import VOC_CLASSES, DataRoot, Entry, label_vector
 from datasets.voc import VOCDataset, collate, validation_set
@@ -450,3 +451,28 @@ def test_validation_needs_masks_and_a_background_cue(own_demo):
     args.val_list = "train"
     shutil.rmtree(own_demo / "SegmentationClassAug")
     assert validation_set(DataRoot(own_demo), args) is None
+
+
+def test_validation_uses_the_saliency_maps_that_were_asked_for(own_demo, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(own_demo / "saliency_map", other)
+    for path in other.iterdir():
+        Image.new("L", Image.open(path).size, 255).save(path)
+    args = train_drs.parse(["--data-root", str(own_demo), "--image-size", "32", "--saliency-dir",
+                            str(other)])
+    assert validation_set(DataRoot(own_demo), args)[0]["saliency"].all()
+
+
+def test_the_demo_evaluates_on_other_scenes(demo):
+    """Of one number, the images of the lists differ: each list has a seed of its own."""
+    photos = [demo / "JPEGImages" / f"{split}_000000.jpg" for split in ("train", "val", "single")]
+    assert len({path.read_bytes() for path in photos}) == 3
+
+
+@pytest.mark.parametrize("edge", [np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]])
+def test_a_head_at_any_edge_is_cut(edge):
+    pen = Pen(np.zeros((64, 64, 3), np.uint8), np.random.default_rng(0), np.array((32, 32)), 9.0)
+    pen.head = np.zeros((8, 8), np.uint8)
+    assert not pen.head_cut()
+    pen.head[edge] = 1
+    assert pen.head_cut()

@@ -307,3 +307,11 @@ def test_torchvision_mapping_covers_the_trunk_and_keeps_its_function():
         expected = donor.layer1(donor.maxpool(F.relu(donor.bn1(donor.conv1(images / std)))))
         features = model.base.layer2(model.base.layer1(255 * images.flip(1)))
     torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_recipe_for_two_gpus_sees_as_many_images():
+    one, two = (load_config(DEEPLAB / "configs" / f"{name}.yaml").SOLVER
+                for name in ("voc12", "voc12_2gpu"))
+    assert two.BATCH_SIZE == 2 * one.BATCH_SIZE
+    assert two.ITER_MAX * two.BATCH_SIZE * two.ITER_SIZE == \
+        one.ITER_MAX * one.BATCH_SIZE * one.ITER_SIZE

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +20,10 @@ from labelling.labels import read_label, voc_palette
 from labelling.metrics import ConfusionMatrix
 from libs import transforms
 from libs.config import HERE as DEEPLAB
-from libs.inference import segment
+from libs.inference import LogitStore, segment
 from utils import checkpoint
 from utils.files import UserError
+from utils.provenance import Record
 from utils.stage import launch
 from utils.training import Training
 
@@ -279,3 +281,44 @@ def test_inputs_are_bgr_minus_mean():
     image = torch.tensor([10, 20, 30], dtype=torch.uint8)[None, :, None, None].expand(1, 3, 2, 2)
     torch.testing.assert_close(transforms.normalize(image, [1.0, 2.0, 3.0])[0, :, 0, 0],
                                torch.tensor([29.0, 18.0, 7.0]))
+
+
+def test_what_a_crop_lacks_is_mean_and_undecided():
+    """A small image on a large crop: the rest is 0 after the mean, 255, and has no class."""
+    transform = transforms.Training([104.0, 116.0, 122.0], [1.0], 20)
+    sample = {"id": "a", "image": Image.new("RGB", (9, 7), (255, 255, 255)),
+              "mask": np.zeros((7, 9), np.uint8), "labels": torch.tensor([0.0, 1.0])}
+    made = transform.sample(sample, np.random.default_rng(0))
+    batch = transform.batch({name: value[None] for name, value in made.items() if name != "id"})
+    inside = batch["mask"][0] == 0
+    assert inside.sum() == 63 and (batch["mask"][0][~inside] == 255).all()
+    assert not batch["image"][0][:, ~inside].any()
+    assert batch["image"][0][:, inside].unique(dim=1)[:, 0].tolist() == [151, 139, 133]
+    assert batch["present"].tolist() == [[1, 0, 1]]  # the background is in every image
+
+
+def test_logits_that_are_being_replaced_are_not_complete(tmp_path):
+    record = Record("test", {}, ["cat"])
+    store = LogitStore(tmp_path, record)
+    store.finish()
+    stream = store.record(iter([({"id": "a"}, torch.zeros(2, 3, 3))]))
+    next(stream)
+    with pytest.raises(UserError, match="no complete stored logits"):
+        store.replay(None, None, "test")
+
+
+def test_other_classes_are_other_classes_though_as_many(config, trained, data, tmp_path):
+    root = Path(shutil.copytree(data, tmp_path / "data"))
+    shutil.rmtree(root / "Annotations")
+    names = (root / "classes.txt").read_text().split()
+    (root / "classes.txt").write_text("\n".join([*names[:-1], "dragon"]) + "\n")
+    with pytest.raises(UserError, match="dragon"):
+        run("test", trained, f"DATASET.ROOT={root}")
+
+
+def test_masks_may_lie_elsewhere(trained, data, tmp_path):
+    """Scored against their own labels, predictions are right in every pixel."""
+    run("test", trained, "--labels-dir", tmp_path / "labels")
+    run("test", trained, f"DATASET.MASK_DIR={tmp_path / 'labels'}", "--scores",
+        tmp_path / "own.json")
+    assert json.loads((tmp_path / "own.json").read_text())["pixel_accuracy"] == 1

@@ -677,3 +677,16 @@ def test_a_full_disk_costs_no_second_transfer(server, shop, monkeypatch):
     shop.install(MASKS)
     assert len(server.log) == 2 and contents(shop.job(MASKS).place) == IMAGES
     assert leftovers(shop.folder) == []
+
+
+def test_each_item_is_the_file_of_its_name():
+    files = {name: [asset.url.rpartition("/")[2] for asset in assets]
+             for name, (_, assets) in PAPER.items()}
+    assert files == {
+        "voc2012": ["VOCtrainval_11-May-2012.tar"], "masks": ["SegmentationClassAug.zip"],
+        "saliency": ["saliency_map.zip"],
+        "lists": ["train_aug_cls.txt", "train_cls.txt", "val_cls.txt"],
+        "drs": ["DRS_learnable.pth"], "refine": ["Refine_DRS_learnable.pth"],
+        "pseudo-labels": ["refined_pseudo_segmentation_labels.zip"],
+        "deeplab-init": ["deeplabv1_resnet101-coco.pth"],
+        "deeplab": ["Deeplabv2_pseudo_segmentation_labels.pth"]}

@@ -15,6 +15,7 @@ from helpers import MACHINE, NETWORK, ROOT, TRAINING, files_below, run_script, s
 from PIL import Image
 
 from datasets.layout import DataRoot
+from utils import errors, stage
 from utils.files import UserError, atomic_write, output_folder, write_json
 from utils.options import number
 from utils.runtime import setup
@@ -167,3 +168,44 @@ def test_a_whole_failing_script(tmp_path):
     assert done.stderr.splitlines() == [
         f"error: --data-root {tmp_path / 'nowhere'}: no such folder"]
     assert not (ROOT / "runs" / "nowhere").exists()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_only_a_stage_that_ended_has_taken_a_time(tmp_path, fails):
+    """The report would show it as done."""
+    def work(args: argparse.Namespace) -> None:
+        stage.open_output(setup("cpu"), tmp_path, "work", {}, ())
+        if fails:
+            raise UserError("no")
+
+    if fails:
+        with pytest.raises(SystemExit):
+            stage.launch(work, argparse.Namespace())
+    else:
+        stage.launch(work, argparse.Namespace())
+    assert ("seconds" in json.loads((tmp_path / "work.json").read_text())) is not fails
+
+
+def test_the_first_of_several_processes_to_fail_is_heard(tmp_path, monkeypatch):
+    monkeypatch.setenv(errors.ERROR_FILE, str(tmp_path / "error"))
+    for line in ("error: the cause", "error: what came of it"):
+        with pytest.raises(SystemExit):
+            errors.fail(line)
+    assert (tmp_path / "error0").read_text() == "error: the cause"
+
+
+def test_amp_off_is_full_precision(monkeypatch):
+    """Also on a GPU, where PyTorch would let convolutions round their input."""
+    with setup("cpu", "off").autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    monkeypatch.setattr("torch.cuda.set_device", lambda device: None)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (8, 0))
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        for amp, allowed in (("off", False), ("bf16", True)):
+            setup("cuda", amp)
+            assert torch.backends.cudnn.allow_tf32 is allowed
+    finally:
+        torch.backends.cudnn.allow_tf32 = before

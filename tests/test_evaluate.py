@@ -67,6 +67,26 @@ def test_many_classes_do_not_overflow():
     assert (counts[:, 254, 254] == 99).all() and counts.sum() == 99 * len(ALPHAS)
 
 
+def test_vocs_classes_do_not_overflow():
+    """21 labels at 13 alphas and none: 294 codes, more than fit into 16 bits with 256 labels."""
+    rng = np.random.default_rng(0)
+    mask = rng.integers(0, 21, SIZE, dtype=np.uint8)
+    label = rng.integers(0, 21, SIZE, dtype=np.uint8)
+    level = rng.integers(0, 14, SIZE, dtype=np.uint8)
+    counts = sweep_counts((label, level), mask, 21, 13)
+    for i in range(13):
+        matrix = ConfusionMatrix(21)
+        matrix.update(np.where(level > i, label, 0), mask)
+        assert np.array_equal(counts[i], matrix.counts.numpy())
+
+
+def test_stored_maps_are_resized_as_the_network_resizes():
+    maps = np.array([[[0, 100], [200, 255]]], np.uint8)
+    scores = resized_scores(maps, (3, 5))
+    assert torch.allclose(scores[0, ::2, ::4] * 255, torch.from_numpy(maps[0]).float())
+    assert torch.allclose(scores[0, 0] * 255, torch.tensor([0.0, 25, 50, 75, 100]))
+
+
 def test_scores_of_maps(demo, run, tmp_path):
     """The stage, from files to JSON, against the plain rule; maps smaller than the images."""
     run_stage("evaluate", "--data-root", demo, "--run-dir", tmp_path, "--maps-dir",

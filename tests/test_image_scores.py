@@ -63,6 +63,11 @@ def test_scores_of_a_small_set():
     assert set(scores.figures()) == {"map", "f1"}
 
 
+def test_a_class_is_claimed_above_zero():
+    scores = scored([[0.1], [-0.1], [0.0]], [[1.0], [0.0], [0.0]]).scores()
+    assert scores.f1 == 1.0
+
+
 def test_batches_processes_and_half_precision_do_not_matter():
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(40, 5)), rng.random((40, 5)) < 0.3

@@ -134,6 +134,20 @@ def test_initial_weights():
         assert layer.weight.std().item() == pytest.approx(0.01, rel=0.1)
 
 
+def test_trunks_from_scratch_keep_the_scale_of_their_input():
+    """He et al.: the variance of a weight is two by what a neuron sees."""
+    for conv in RefineNet(3, width=0.25).features.values():
+        seen = conv.in_channels * 9
+        assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / seen), rel=0.1)
+        assert not conv.bias.any()
+
+
+def test_channel_counts_are_rounded():
+    """A checkpoint of any width is rebuilt: 0.3 of 64, 128, 256, 512."""
+    found = [conv.out_channels for conv in RefineNet(3, width=0.3).features.values()]
+    assert found == [19] * 2 + [38] * 2 + [77] * 3 + [154] * 6
+
+
 def test_logits_are_the_average_of_the_maps():
     model, images = Classifier(3, width=0.0625), torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(model(images), model.class_maps(images).mean((2, 3)))

@@ -16,7 +16,7 @@ from helpers import ENVIRONMENT, MACHINE, ROOT, TRAINING, run_stage
 from test_processes import descendants
 
 from utils.files import UserError
-from utils.nodes import require_same
+from utils.nodes import facts, require_same
 from utils.torchrun import require_free
 
 DEADLINE = 200  # seconds for what takes half a minute on a machine with nothing else to do
@@ -282,3 +282,12 @@ def test_bad_options_of_run_sh(options, message):
                           timeout=60)
     assert done.returncode == 1 and done.stderr.startswith(f"error: {message}")
     assert done.stderr.count("\n") == 1
+
+
+def test_every_file_of_the_code_is_compared():
+    found = facts({"alpha": 0.2, "SOLVER.LR": 0.1})
+    for path in ("train_drs.py", "models/drs.py", "datasets/voc.py", "labelling/rule.py",
+                 "utils/engine.py", "DeepLab-V2-PyTorch/main.py",
+                 "DeepLab-V2-PyTorch/libs/losses.py"):
+        assert found[path].startswith("code ")
+    assert (found["--alpha"], found["SOLVER.LR"]) == ("0.2", "0.1")

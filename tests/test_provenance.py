@@ -138,6 +138,23 @@ def test_a_record_from_before_validation_was_noted(own_run):
     assert provenance.Record.of(record, own_run).validation == {}
 
 
+def test_the_digest_tells_what_files_were_made_from(tmp_path):
+    """Also where the files themselves are of one size: so a change travels down the chain."""
+    def record(checkpoint: str = "one", labels: tuple[int, ...] = (0,)) -> provenance.Record:
+        return provenance.Record("maps", {"scales": [1]}, ["cat", "dog"],
+                                 {"checkpoint": checkpoint}, {"a": {"labels": list(labels)}})
+
+    (tmp_path / "a.png").write_bytes(b"maps")
+    seen = set()
+    for made_from in (record(), record("two"), record(labels=(1,))):
+        made_from.write(tmp_path)
+        below = provenance.Record("labels", {}, ["cat", "dog"], images={"a": {}})
+        provenance.upstream(below, "maps", tmp_path, ["a"])
+        seen.add((below.inputs["maps"], below.images["a"]["maps"]))
+    assert len({inputs for inputs, _ in seen}) == 2  # what all files share: the checkpoint
+    assert len({made for _, made in seen}) == 3  # what one was made from: its labels, too
+
+
 def test_maps_asked_for_later_are_written(demo, own_run, tmp_path):
     """--save-maps on a finished run is no silent nothing."""
     run_stage(*labels(demo, own_run))

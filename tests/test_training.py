@@ -22,6 +22,7 @@ from helpers import (
     run_stage,
     stage_error,
 )
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.optim.lr_scheduler import MultiStepLR
 
@@ -132,6 +133,16 @@ def test_seed_decides(demo, run, tmp_path):
     assert losses(tmp_path / "other" / "classifier")[0] != first
 
 
+def test_seed_decides_where_a_training_starts(demo, tmp_path):
+    heads = []
+    for name, seed in (("one", 0), ("same", 0), ("other", 1)):
+        run_stage("train_drs", "--data-root", demo, "--run-dir", tmp_path / name, *MACHINE,
+                  *TRAINING, "--epochs", 1, "--lr", 1e-9, "--seed", seed, "--val-list", "none")
+        heads.append(read(tmp_path / name / "classifier" / "last.pth").state["extra_conv4.weight"])
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.allclose(heads[0], heads[2], rtol=0.1)
+
+
 def test_training_on_workers_is_the_same(demo, run, tmp_path):
     run_stage("train_refine", "--data-root", demo, "--run-dir", tmp_path, "--maps-dir",
               run / "localization_maps", *MACHINE, *TRAINING, "--num-workers", "2")
@@ -147,7 +158,8 @@ def test_processes_train_as_one(demo, run, tmp_path, processes):
     run_script("train_drs.py", "--data-root", demo, "--run-dir", tmp_path, *MACHINE, *TRAINING,
                processes=processes)
     one, two = run / "classifier", tmp_path / "classifier"
-    assert losses(two) == pytest.approx(losses(one), rel=1e-5)
+    for mine, theirs in zip(figures(one), figures(two), strict=True):
+        assert theirs == pytest.approx(mine, rel=1e-5)  # validated on all images, too
     assert len(set(losses(one))) == 2  # they do change
     mine, theirs = read(one / "last.pth").state, read(two / "last.pth").state
     assert mine.keys() == theirs.keys()
@@ -336,6 +348,46 @@ def test_best_is_the_best_also_after_a_resume(tmp_path):
     assert read(tmp_path / "last.pth").rest["epoch"] == 5
     fit(tmp_path, 6, [0.6])
     assert read(tmp_path / "best.pth").rest["epoch"] == 6
+
+
+def test_an_older_training_ends_where_another_begins(tmp_path):
+    """Its final checkpoint would pass for the new one's."""
+    for name in ("last.pth", "best.pth", "checkpoint_final.pth"):
+        (tmp_path / name).write_bytes(b"old")
+    model = nn.Linear(1, 1)
+    model.config = {"network": "refine", "num_classes": 1}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = Training(tmp_path, model, optimizer, MultiStepLR(optimizer, [1]), record(), CPU)
+    assert not training.resume(overwrite=True)
+    assert (tmp_path / "checkpoint_final.pth").exists()  # nothing goes before something comes
+    training.end_epoch({"loss": 1.0})
+    assert not (tmp_path / "checkpoint_final.pth").exists()
+    assert read(tmp_path / "best.pth").rest["epoch"] == read(tmp_path / "last.pth").rest["epoch"]
+
+
+def test_curves_have_a_point_for_each_epoch(tmp_path):
+    fit(tmp_path, 3)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+
+
+def test_an_epoch_trains_and_a_prediction_does_not(tmp_path):
+    """Whatever mode the network is in."""
+    seen = []
+
+    class Seen(nn.Linear):
+        def forward(self, x):
+            seen.append(self.training)
+            return super().forward(x)
+
+    model, batches = Seen(1, 1), batches_of(Figures(), 8)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    training = Training(tmp_path, model, optimizer, MultiStepLR(optimizer, [9]), record(), CPU)
+    for _ in range(2):
+        engine.train_epoch(model, batches, squared, training)
+        list(engine.predict(model, batches, CPU, lambda network, batch: list(
+            network(batch["image"])), "test"))
+    assert seen == [True, False, True, False]
 
 
 def test_a_score_of_zero_is_a_score(tmp_path):

@@ -187,3 +187,14 @@ def test_a_signal_when_all_is_done_leaves_nothing(tmp_path, monkeypatch, number)
     launch(stage, None)
     assert not list((tmp_path / "out").iterdir())
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_content_is_on_the_disk_before_the_name(tmp_path, monkeypatch):
+    """Else a machine that loses power may keep an empty file under the final name."""
+    done = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: (done.append("sync"), sync(number)))
+    monkeypatch.setattr(os, "replace", lambda *names: (done.append("name"), replace(*names)))
+    with atomic_write(tmp_path / "a.txt") as tmp:
+        tmp.write_text("content")
+    assert done == ["sync", "name"]
