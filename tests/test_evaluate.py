@@ -68,9 +68,9 @@ def test_many_classes_do_not_overflow():
 
 
 def test_vocs_classes_do_not_overflow():
-    """21 labels at 13 alphas and none: 294 codes, more than fit into 16 bits with 256 labels."""
+    """21 labels at 13 alphas and none: 294 codes, with label 255 more than fit into 16 bits."""
     rng = np.random.default_rng(0)
-    mask = rng.integers(0, 21, SIZE, dtype=np.uint8)
+    mask = rng.choice([*range(21), 255], SIZE).astype(np.uint8)
     label = rng.integers(0, 21, SIZE, dtype=np.uint8)
     level = rng.integers(0, 14, SIZE, dtype=np.uint8)
     counts = sweep_counts((label, level), mask, 21, 13)

@@ -509,6 +509,21 @@ def test_stages_of_the_chain_are_its_parts(tmp_path):
     assert parts == whole
 
 
+@pytest.mark.parametrize(("gpus", "launcher"), [
+    (None, ""), ("1", ""),
+    ("2", "-m utils.torchrun --standalone --nproc-per-node 2 ")])
+def test_deeplabs_script_starts_as_many_processes_as_there_are_gpus(tmp_path, gpus, launcher):
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"
+    python.write_text(PYTHON.format(folder=tmp_path, planned=""))
+    python.chmod(0o755)
+    subprocess.run(["bash", str(ROOT / "DeepLab-V2-PyTorch" / "train.sh"), "SOLVER.LR=1"],
+                   check=True, env=ENVIRONMENT | ({} if gpus is None else {"GPUS": gpus}) | {
+                       "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": "x"})
+    assert (tmp_path / "calls").read_text() == \
+        f"{launcher}main.py train -c configs/voc12.yaml SOLVER.LR=1\n"
+
+
 def test_every_option_of_the_chain_has_a_row():
     text = (ROOT / "run.sh").read_text()
     explained = set(re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE))

@@ -15,6 +15,7 @@ from report_recipe import decode, make_run, page_data, write_training
 from datasets.layout import DataRoot
 from labelling.labels import read_label, save_label
 from labelling.maps import load_maps, save_maps
+from reporting.overview import write_report
 from reporting.page import write_page
 from reporting.pictures import EXTREMES, Gallery, choose, doubt, numbers_uri, page_size
 from reporting.predictions import write_index
@@ -129,6 +130,9 @@ def test_an_unfinished_run(demo, tmp_path):
     images = page_data(tmp_path / "run" / "report.html")["images"]
     assert [("drs" in image["layers"]) for image in images] == [True] * 4 + [False] * 4
     assert not (tmp_path / "run" / "table.md").exists()
+    # The picture has a row for each image that is done, and looks for no other.
+    assert (tmp_path / "run" / "pseudo_labels.png").is_file()
+    assert "left out" not in (tmp_path / "run" / "logs" / "report.log").read_text()
 
 
 def test_without_masks_and_saliency(own_demo, tmp_path):
@@ -253,6 +257,21 @@ def test_scores_of_other_classes_are_shown_without_bars(finished):
     assert all(row["class_iou"] for row in score_rows(scores, ["a", "b", "c"]))
     assert not any(row["class_iou"] for row in score_rows(scores, ["a", "b"]))
     assert score_table({}) is None and "| DRS | 8 of train_aug |" in score_table(scores)
+
+
+def test_a_class_in_no_mask_has_no_iou(finished):
+    """Not one of 0, which would be a bad one."""
+    scores = {"drs": read_scores(finished)["drs"] | {
+        "class_iou": [0.9, 0.5, 0.0, 0.0], "class_pixels": [9, 9, 9, 0]}}
+    assert score_rows(scores, ["a", "b", "c"])[0]["class_iou"] == [0.9, 0.5, 0.0, None]
+
+
+def test_the_page_is_at_the_alpha_of_the_scores(finished, demo, tmp_path):
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    for path in (run / "scores").iterdir():
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"alpha": 0.35}))
+    data = page_data(write_report(run, tmp_path, DataRoot(demo), ["val"], 1))
+    assert data["alpha"] == 0.35
 
 
 def test_maps_that_fit_no_image_size(demo, tmp_path):
