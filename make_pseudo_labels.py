@@ -6,6 +6,7 @@ classifier's alone). Out: OUTPUT_DIR/ID.png in the VOC palette: 0 background, cl
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,11 +155,8 @@ def sharpened(images: Any, background: float) -> Any:
 
 def of_the_maps(record: "Record") -> "Record":
     """The record of the maps, which the labelling rule does not shape."""
-    from utils.provenance import Record
-
-    parts = record.plain()
-    options = {name: value for name, value in record.options.items() if name not in RULE}
-    return Record(**{**parts, "options": options})
+    return replace(record, options={name: value for name, value in record.options.items()
+                                    if name not in RULE})
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ MAX_LINE = 1 << 16  # characters: room for 254 classes with names of 250
 MAX_NAME = 1 << 10  # characters of a line that may be the name of an image
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One image of a list.
 

@@ -28,7 +28,6 @@ SPLIT: {{TRAIN: train, VAL: train}}
 IMAGE: {{CROP: 33, SCALES: [1.0]}}
 MODEL: {{NAME: small, BLOCKS: [1, 1, 1, 1], WIDTH: 0.03}}
 SOLVER: {{ITER_MAX: 1, ITER_SAVE: 1, ITER_SIZE: 1, BATCH_SIZE: 2}}
-CRF: {{PROCESSES: 1}}
 RUN: {{NUM_WORKERS: 0, DEVICE: cpu, AMP: off}}
 """
 

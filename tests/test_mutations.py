@@ -147,7 +147,7 @@ class Kinds:
         own = file_bytes(lambda path: checkpoint.save(path, {
             "format": checkpoint.FORMAT, "classes": list(CLASSES), "model": self.network(),
             "network": {"network": "classifier", "num_classes": 3, "width": 0.0625},
-            "made_from": self.record().plain(), "epoch": 1, "history": [{"loss": 1.0}]}),
+            "made_from": self.record().packed(), "epoch": 1, "history": [{"loss": 1.0}]}),
             here / "x.pth")
         npz = file_bytes(lambda path: np.savez_compressed(
             path, logits=np.zeros((4, 5, 6), np.float16)), here / "x.npz")
@@ -187,7 +187,7 @@ class Kinds:
                              text[".json"]),
             "LabelMe": ("a.json", json.dumps(labelme).encode(), [self.add_document],
                         text[".json"]),
-            "our record": ("provenance.json", json.dumps(self.record().plain()).encode(), [
+            "our record": ("provenance.json", json.dumps(vars(self.record())).encode(), [
                 lambda path: self.compared(provenance.read(path.parent))], text[".json"]),
             "our scores": ("run/scores/drs.json", json.dumps(scores).encode(), [
                 lambda _: self.table_of(here / "run")], text[".json"]),

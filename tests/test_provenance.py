@@ -9,6 +9,7 @@ from helpers import MACHINE, TRAINING, run_stage, stage_error
 from PIL import Image
 
 from utils import provenance
+from utils.files import UserError
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def test_what_chooses_the_best_checkpoint(own_demo, own_run, capsys, folder, sta
 
 
 def test_a_record_from_before_validation_was_noted(own_run):
-    record = provenance.read(own_run / "localization_maps").plain()
+    record = dict(vars(provenance.read(own_run / "localization_maps")))
     del record["validation"]
     assert provenance.Record.of(record, own_run).validation == {}
 
@@ -215,11 +216,12 @@ def test_a_damaged_record_can_be_overwritten(demo, own_run):
     run_stage(*labels(demo, own_run), "--overwrite")
 
 
-def test_a_record_as_plain_values_is_a_copy():
-    record = provenance.Record("test", {"scales": [1.0]}, ["cat"], images={"a": {"labels": [1]}})
-    plain = record.plain()
-    assert provenance.Record.of(plain, Path("there")) == record
-    plain["images"]["a"]["labels"].append(2)
-    plain["images"]["a"]["saliency"] = 7
-    plain["options"]["scales"].append(2.0)
-    assert record.images == {"a": {"labels": [1]}} and record.options == {"scales": [1.0]}
+def test_a_record_in_a_checkpoint():
+    record = provenance.Record("test", {"scales": [1.0]}, ["cat"], images={"a": {"labels": [1]}},
+                               validation={"b": {"mask": 7}})
+    packed, source = record.packed(), Path("last.pth")
+    assert provenance.Record.of(packed, source) == record
+    assert provenance.Record.of(packed | {"images": record.images}, source) == record  # of old
+    for damaged in ("{", "[" * 10**5, "7", '{"a": 1}', "{\"a\": {}"):
+        with pytest.raises(UserError, match="last.pth"):
+            provenance.Record.of(packed | {"images": damaged}, source)

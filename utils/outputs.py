@@ -7,6 +7,7 @@ that are left to do; or an error that names what has changed since the others we
 import logging
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ def _settle(folder: Path, record: Record, overwrite: bool, dry_run: bool) -> set
         if changed := before.differences(record):
             raise UserError(f"{folder} holds {len(staying)} files made from something else: "
                             f"{'; '.join(changed)}; {elsewhere}")
-        record = Record(**{**record.plain(), "images": before.images | record.images})
+        record = replace(record, images=before.images | record.images)
     if not dry_run:
         for name in replaced:
             (folder / f"{name}.png").unlink()

@@ -274,7 +274,7 @@ class Training:
     def _content(self) -> dict[str, Any]:
         config = cast("dict[str, Any]", self.model.config)
         return {"format": checkpoint.FORMAT, "network": dict(config),
-                "classes": list(self.record.classes), "made_from": self.record.plain(),
+                "classes": list(self.record.classes), "made_from": self.record.packed(),
                 "model": self.model.state_dict(), "epoch": len(self.history),
                 "step": self.step, "history": self.history,
                 "best_score": None if self.best_score == -math.inf else self.best_score}

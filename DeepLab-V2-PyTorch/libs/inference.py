@@ -4,6 +4,7 @@ Nothing is held for more than a few images, however long the list.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,7 @@ class LogitStore:
     def __init__(self, folder: Path, made_from: provenance.Record) -> None:
         options = {name: value for name, value in made_from.options.items() if name != "crf"}
         self.folder = folder
-        self.made_from = provenance.Record(**{**made_from.plain(), "options": options})
+        self.made_from = replace(made_from, options=options)
 
     def record(self, stream: Iterable[tuple[Sample, Tensor]]) -> Iterator[tuple[Sample, Tensor]]:
         """Pass the stream on, storing its logits in the folder on the way."""
