@@ -344,7 +344,7 @@ add("data root: empty", both(remove("ROOT"), lambda place: place("ROOT").mkdir()
 add("data root: no images", both(remove("ROOT/JPEGImages"),
                                  lambda place: place("ROOT/JPEGImages").mkdir()),
     TRAIN, "JPEGImages no images")
-add("data root: a file", both(remove("ROOT"), write("ROOT", "x")), TRAIN, "no such folder")
+add("data root: a file", both(remove("ROOT"), write("ROOT", "x")), TRAIN, "is a file")
 
 # Masks, saliency maps, localization maps, labels
 
