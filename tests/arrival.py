@@ -289,14 +289,13 @@ def consumers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What is handed to those who use it: loaders, the compiler, process pools, the network."""
     lists = ("workers", "batch", "order_seed", "sample_seed", "processes", "asked", "timeout",
              "kept")
-    seen: dict[str, Any] = {name: [] for name in lists} | {"compiled": 0}
+    seen: dict[str, Any] = {name: [] for name in lists} | {"compiled": 0, "within": 0}
     mean_field = crf._mean_field
 
     def filtered(images: torch.Tensor, energies: torch.Tensor, params: crf.CRFParams
                  ) -> torch.Tensor:
         seen["kept"].append(energies.shape[1])
         return mean_field(images, energies, params)
-
 
     class Loader(torch.utils.data.DataLoader):
         def __init__(self, *args: Any, **options: Any) -> None:
@@ -305,6 +304,12 @@ def consumers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             seen["batch"].append(len(next(iter(options["batch_sampler"]), ())))
             seen["order_seed"].append(getattr(options["batch_sampler"], "seed", None))
             seen["sample_seed"].append(getattr(self.dataset, "seed", None))
+
+    write = torch.save
+
+    def save(content: Any, *args: Any) -> None:
+        seen["within"] += bool(isinstance(content, dict) and content.get("begun"))
+        write(content, *args)
 
     def compile_nothing(function: Any) -> Any:
         seen["compiled"] += 1
@@ -343,6 +348,7 @@ def consumers(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     monkeypatch.setattr("utils.loading.DataLoader", Loader)
     monkeypatch.setattr("utils.processes.ProcessPoolExecutor", Pool)
+    monkeypatch.setattr("torch.save", save)
     monkeypatch.setattr("torch.compile", compile_nothing)
     monkeypatch.setattr("shutil.which", lambda *_: "/bin/c++")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -382,7 +388,7 @@ def outcome(command: Command, places: Places, out: Path, seen: dict[str, Any], *
 
     def run(*texts: str) -> tuple[str, str | None]:
         words = [word.format_map(Braces(places, out)) for word in arguments(command.words, *texts)]
-        seen["compiled"] = 0
+        seen["compiled"] = seen["within"] = 0
         for value in seen.values():
             if isinstance(value, list):  # of the making of places
                 value.clear()

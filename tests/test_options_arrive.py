@@ -87,6 +87,7 @@ drs refine | --amp bf16 | options.precision weights loss
 drs refine maps labels | --compile | compiled
 drs refine maps labels saliency | --num-workers 1 | workers
 drs refine | --epochs 2 | epochs weights
+drs refine | --save-every 0.000001 | within
 drs refine | --lr 0.02 | weights loss lr
 drs refine | --milestones 1 | weights loss lr
 drs refine | --weight-decay 0.5 | weights loss

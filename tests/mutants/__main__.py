@@ -10,8 +10,8 @@ interrupted run goes on. The working tree is never touched: each worker has a co
 A fault first meets the tests that name its function, then the test files that name its module, then
 those that call its function, then slow tests; quick files before long ones. Who calls what, also in
 the processes that tests start, is recorded once by --record (calls.json); test files of which
-nothing is recorded count if they name the module. --near stops after those that name the module. A
-run that takes far longer than it should counts as noticed.
+nothing is recorded count if they name the module. --near stops after the first of these groups that
+there is. A run that takes far longer than it should counts as noticed.
 """
 
 import argparse
@@ -162,9 +162,7 @@ class Run:
     def judge(self, copy: Copy, fault: Fault) -> None:
         """Put a fault into a copy, run the tests concerned, take it out again."""
         start, noticed, met = time.monotonic(), "", 0
-        groups = self.concerned(fault)
-        near = 1 + ("::" in groups[0][0][0])
-        for files, marks, usual in groups[:near if self.near else None]:
+        for files, marks, usual in self.concerned(fault)[:1 if self.near else None]:
             met += sum("::" not in name for name in files)
             if noticed := self.meet(copy, fault, files, marks, LIMIT + 3 * usual):
                 break
@@ -297,7 +295,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these, again")
     parser.add_argument("--module", metavar="PREFIX", help="faults in files that begin so")
     parser.add_argument("--survivors", action="store_true", help="again those not noticed")
-    parser.add_argument("--near", action="store_true", help="only tests that name the module")
+    parser.add_argument("--near", action="store_true", help="only the first group of tests")
     parser.add_argument("--record", action="store_true", help="record the tests' calls, no more")
     parser.add_argument("--table", action="store_true", help="show what is known, no more")
     args = parser.parse_args()
