@@ -202,18 +202,18 @@ def test_a_folder_of_photos_may_hold_anything(tmp_path, make, name):
                                   ("é " * 250 + "/") * 1200])
 def test_a_line_of_600_kilobytes_takes_no_time(root, line):
     write_list(root, f"b 1\n{line}\n")
-    start = time.perf_counter()
+    start = time.process_time()
     text = message(DataRoot(root).entries, "train_aug")
     assert "train_aug.txt, line 2: has 6" in text and "the name of one image" in text
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_many_long_lines_take_linear_time(root):
     write_list(root, ("y " * 30_000 + "\n") * 40)
-    start = time.perf_counter()
+    start = time.process_time()
     assert "line 1" in (text := message(DataRoot(root).entries, "train_aug"))
     assert "and 39 more lines" in text
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_a_name_with_folders_is_a_path_and_nothing_else(root):

