@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from utils.files import UserError
 from utils.logging import duration
+from utils.processes import end_with_parent
 from utils.runtime import Runtime
 
 log = logging.getLogger("drs")
@@ -167,6 +168,6 @@ def _batches(dataset: Any, order: Any, runtime: Runtime, num_workers: int | None
         num_workers = min(runtime.cores, len(order))
         log.info("%d data loading processes (--num-workers)", num_workers)
     loader = DataLoader(dataset, batch_sampler=order, num_workers=num_workers, collate_fn=collate,
-                        pin_memory=runtime.device.type == "cuda",
+                        pin_memory=runtime.device.type == "cuda", worker_init_fn=end_with_parent,
                         persistent_workers=persistent and num_workers > 0)
     return DeviceBatches(loader, runtime)

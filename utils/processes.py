@@ -44,13 +44,22 @@ def map_in_processes(function: Callable[[Item], Result], items: Iterable[Item], 
     pool.shutdown()
 
 
-def _begin_worker() -> None:
-    """Leave Ctrl-C to the parent, and end with it, even if it was killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def end_with_parent(_: int = 0) -> None:
+    """Have this process end when the one that started it does, even if that was killed.
+
+    PyTorch's loading processes (whose number is given) look after their parent between two samples
+    only, and may wait forever for room in a queue that nobody reads any more.
+    """
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _begin_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent()
     try:
         import cv2
 
