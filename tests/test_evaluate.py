@@ -170,7 +170,10 @@ def test_ordered_map_ends_with_the_first_error():
     done = []
     with pytest.raises(ValueError, match="5"):
         done.extend(ordered_map(work, range(1000), threads=2))
-    assert not [thread for thread in threading.enumerate() if "ordered_map" in thread.name]
+    for thread in threading.enumerate():
+        if "ordered_map" in thread.name:
+            thread.join(30)
+            assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("script", ["evaluate.py", "report.py"])
