@@ -276,3 +276,11 @@ def assert_scores(result: dict, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) 
                 "frequency_weighted_iou": np.dot(shares, list(iou.values()))}
     assert {name: result[name] for name in expected} == pytest.approx(expected, rel=1e-9)
     assert [result["class_iou"][label] for label in iou] == pytest.approx(list(iou.values()))
+
+
+def step(optimizer: Optimizer, loss: Tensor) -> float:
+    """One step of a training; the loss before it."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()

@@ -61,10 +61,7 @@ def train_plainly(root: Path, drs: str, milestones: tuple[int, ...]) -> list[dic
             labels = torch.stack([reference.label_vector(images[index][1], 3) for index in batch])
             logits = network.class_maps(inputs).mean((2, 3))
             loss = F.multilabel_soft_margin_loss(logits, labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
+            losses.append(reference.step(optimizer, loss))
         history.append({
             "loss": np.mean(losses), "lr": lr, "weights": reference.copied(network),
             "miou": reference.validation_score(network, True, root, SIDE, ALPHA)})

@@ -69,10 +69,7 @@ def train_plainly(root: Path, maps_dir: Path) -> list[dict]:
             maps = F.interpolate(network.class_maps(inputs), (SIDE, SIDE), mode="bilinear",
                                  align_corners=True)
             loss = (maps - targets).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
+            losses.append(reference.step(optimizer, loss))
         history.append({
             "loss": np.mean(losses), "lr": lr, "weights": reference.copied(network),
             "miou": reference.validation_score(network, False, root, SIDE, ALPHA)})
