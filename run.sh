@@ -13,9 +13,12 @@ With it, it is the paper's run on a VOC 2012 folder, or as much of it as your ow
 
   --data-root DIR     data set in VOC 2012 layout, or your own photos (docs/own_data.md)
   --run-dir DIR       where all output goes (default: runs/NAME OF DATA ROOT)
+  --demo SIZE         without --data-root: small (default), or large, which takes 45 minutes to show
+                      plain CAM, fixed and learnable DRS side by side (docs/demo.md)
   --stages LIST       comma-separated stages to run, in this order (default: all of them, without
                       masks all but cam and evaluate):
                       data,cam,drs,maps,refine,labels,evaluate,deeplab,report
+                      the large demo's default: data,cam,fixed,drs,maps,evaluate,report
   --gpus N            processes, one a GPU (default: 1); on a machine without a GPU, CPU processes
   --nodes M           machines; the same command is given on each (docs/cluster.md; default: 1)
   --rdzv HOST:PORT    with --nodes: where they meet, one of them and a free port on it
@@ -41,13 +44,14 @@ fail() {
 }
 
 ALL_STAGES=data,cam,drs,maps,refine,labels,evaluate,deeplab,report
-DATA_ROOT="" RUN_DIR="" STAGES="" GPUS=1 NODES=1 RDZV="" RESTARTS=0 SEED=0 OVERWRITE=() PLAN=() INIT=imagenet TRAIN_ARGS=()
+LARGE_STAGES=data,cam,fixed,drs,maps,evaluate,report
+DATA_ROOT="" DEMO="" RUN_DIR="" STAGES="" GPUS=1 NODES=1 RDZV="" RESTARTS=0 SEED=0 OVERWRITE=() PLAN=() INIT=imagenet TRAIN_ARGS=()
 while [ $# -gt 0 ]; do
     case "$1" in
         --help|-h) usage; exit 0 ;;
         --overwrite) OVERWRITE=(--overwrite); shift; continue ;;
         --quick) PLAN+=(--quick); shift; continue ;;
-        --data-root|--run-dir|--stages|--gpus|--nodes|--rdzv|--max-restarts|--seed|--init|--val-share|--background|--train-args)
+        --data-root|--demo|--run-dir|--stages|--gpus|--nodes|--rdzv|--max-restarts|--seed|--init|--val-share|--background|--train-args)
             [ $# -ge 2 ] || fail "$1 needs a value" ;;
         *) usage >&2; fail "unknown option $1" ;;
     esac
@@ -56,6 +60,7 @@ while [ $# -gt 0 ]; do
             [ -n "$2" ] || fail "$1 is empty"
             path="$(cd "$CALLER" && realpath -m --relative-base="$OLDPWD" "$2")"
             if [ "$1" = --run-dir ]; then RUN_DIR="$path"; else DATA_ROOT="$path"; fi ;;
+        --demo) DEMO="$2" ;;
         --stages) STAGES="$2" ;;
         --gpus) GPUS="$2" ;;
         --nodes) NODES="$2" ;;
@@ -76,6 +81,9 @@ done
 [ -z "$RDZV" ] || [[ "$RDZV" =~ ^[^:]+:[0-9]{1,5}$ ]] || fail "--rdzv must be HOST:PORT, got '$RDZV'"
 [ -z "$RDZV" ] || [ "$NODES" -gt 1 ] || fail "--rdzv is for --nodes 2 or more"
 [[ "$SEED" =~ ^[0-9]+$ ]] || fail "--seed must be a number, got '$SEED'"
+[[ "$DEMO" =~ ^(small|large)?$ ]] || fail "--demo must be small or large, got '$DEMO'"
+[ -z "$DEMO" ] || [ -z "$DATA_ROOT" ] || fail "--demo is for a run without --data-root"
+[ "$DEMO" != large ] || ALL_STAGES="${ALL_STAGES/cam,/cam,fixed,}" STAGES="${STAGES:-$LARGE_STAGES}"
 for stage in ${STAGES//,/ }; do
     [[ ",$ALL_STAGES," == *",$stage,"* ]] || fail "--stages: no stage '$stage'; there are $ALL_STAGES"
 done
@@ -112,16 +120,23 @@ if [ -n "$DATA_ROOT" ]; then
     DEEPLAB=("SPLIT.TRAIN=$LIST" "SPLIT.VAL=${VAL:-val}" "SOLVER.ITER_MAX=$ITERATIONS"
              "MODEL.INIT_MODEL=$INIT_MODEL" "SOLVER.ONLINE_LABEL=$ONLINE_LABEL")
 else
-    DATA_ROOT=data/demo
-    [ "$SEED" = 0 ] || DATA_ROOT="data/demo-seed$SEED"
-    RUN_DIR="${RUN_DIR:-runs/$(basename "$DATA_ROOT")}" CONFIG=demo.yaml
     # `single` is the stand-in for ImageNet. CAM and DRS differ in --drs alone. A short training
-    # from such a start needs a gentler suppression than the paper's 0.55 (docs/demo.md).
-    DEMO_DATA=(--classes 6 --train 400 --val 100 --single 600 --size 240 --seed "$SEED")
-    NETWORK=(--width 0.125 --batch-norm --image-size 224 --val-list none --seed "$SEED")
+    # from such a start needs a gentler suppression than the paper's 0.55; the large demo makes six
+    # times as many steps, in which the learnable control can leave its prior (docs/demo.md).
+    if [ "$DEMO" = large ]; then
+        DATA_ROOT=data/demo-large PICTURES=(--train 800 --val 100 --single 900 --size 320) SIDE=288
+        LENGTH=(--epochs 24 --milestones 18 22) CONTROL=(--drs learnable)
+    else
+        DATA_ROOT=data/demo PICTURES=(--train 400 --val 100 --single 600 --size 240) SIDE=224
+        LENGTH=(--epochs 8 --milestones 6 8) CONTROL=(--drs fixed --delta 0.7)
+    fi
+    [ "$SEED" = 0 ] || DATA_ROOT+="-seed$SEED"
+    RUN_DIR="${RUN_DIR:-runs/$(basename "$DATA_ROOT")}" CONFIG=demo.yaml
+    DEMO_DATA=(--classes 6 "${PICTURES[@]}" --seed "$SEED")
+    NETWORK=(--width 0.125 --batch-norm --image-size "$SIDE" --val-list none --seed "$SEED")
     PRETRAIN=("${NETWORK[@]}" --epochs 10 --lr 0.01 --batch-size 16 --milestones 7 9)
-    CAM=("${NETWORK[@]}" --epochs 8 --lr 0.02 --batch-size 8 --milestones 6 8)
-    DRS=("${CAM[@]}" --drs fixed --delta 0.7)
+    CAM=("${NETWORK[@]}" "${LENGTH[@]}" --lr 0.02 --batch-size 8)
+    DRS=("${CAM[@]}" "${CONTROL[@]}")
     REFINE=("${NETWORK[@]}" --epochs 18 --lr 0.001 --batch-size 8 --milestones 12 16)
     INIT="$RUN_DIR/pretrain/last.pth"
     LIST=train_aug VAL=val SCORED=train_aug LABELS=() MAPS=() DEEPLAB=()
@@ -180,10 +195,15 @@ run() {
     fi
 }
 
-# score NAME ARGS...: mIoU, precision and recall of a folder, kept for the report.
+# score NAME KIND FOLDER ARGS...: mIoU, precision and recall of a folder of maps or labels, kept for
+# the report; a folder that no stage has made is passed over.
+SCORES=0
 score() {
+    [ -d "$RUN_DIR/$3" ] || return 0
+    SCORES=$((SCORES + 1))
     printf '\n== scores: %s\n' "$1"
-    local command=(evaluate.py "${COMMON[@]}" --list "$SCORED" --name "$@")
+    local command=(evaluate.py "${COMMON[@]}" --list "$SCORED" --name "$1" "--$2-dir" "$RUN_DIR/$3"
+                   "${@:4}")
     # It works with threads: one process a machine.
     if [ "$NODES" -gt 1 ]; then together 1 "${command[@]}"; else python "${command[@]}"; fi
 }
@@ -208,6 +228,13 @@ stage_cam() { # the baseline that DRS is compared with; in the demo, first the s
         --checkpoint "$RUN_DIR/cam/best.pth" --output-dir "$RUN_DIR/cam_maps"
 }
 
+stage_fixed() { # in the large demo, DRS with the constant of the small one, for comparison
+    run train_drs.py "${COMMON[@]}" "${CAM[@]}" --drs fixed --delta 0.7 --init "$INIT" \
+        --output-dir "$RUN_DIR/fixed"
+    run make_localization_maps.py "${COMMON[@]}" --list "$LIST" \
+        --checkpoint "$RUN_DIR/fixed/best.pth" --output-dir "$RUN_DIR/fixed_maps"
+}
+
 stage_drs() { # step 1: the classifier with DRS modules
     run train_drs.py "${COMMON[@]}" "${DRS[@]}" --init "$INIT"
 }
@@ -226,10 +253,12 @@ stage_labels() { # step 3: pseudo labels at the images' own sizes
 
 stage_evaluate() { # the only stages that open masks are this and the next two
     [ -n "$SCORED" ] || return 0
-    score cam --maps-dir "$RUN_DIR/cam_maps" "${MAPS[@]}"
-    score drs --maps-dir "$RUN_DIR/localization_maps" "${MAPS[@]}"
-    score refined --maps-dir "$RUN_DIR/refined_maps" "${MAPS[@]}"
-    score pseudo_labels --labels-dir "$RUN_DIR/pseudo_labels"
+    score cam maps cam_maps "${MAPS[@]}"
+    score fixed maps fixed_maps "${MAPS[@]}"
+    score drs maps localization_maps "${MAPS[@]}"
+    score refined maps refined_maps "${MAPS[@]}"
+    score pseudo_labels labels pseudo_labels
+    [ "$SCORES" -gt 0 ] || fail "$RUN_DIR has neither maps nor labels to score: run the stages before"
 }
 
 stage_deeplab() { # DeepLab-V2 trained on the pseudo labels, scored on val without and with CRF

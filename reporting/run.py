@@ -37,6 +37,8 @@ class Result:
 RESULTS = (
     Result("cam", "plain CAM (no DRS)", "CAM without DRS", "cam_maps", True,
            "The baseline: the class activation maps of a classifier with ordinary ReLUs."),
+    Result("fixed", "DRS, fixed control", "CAM with fixed DRS", "fixed_maps", True,
+           "For comparison: step 1 with a constant as the control, where DRS has the learned one."),
     Result("drs", "DRS", "CAM with DRS", "localization_maps", True,
            "Step 1: the maps of the same classifier, its most discriminative regions suppressed."),
     Result("refined", "DRS + refinement", "refined map", "refined_maps", True,
@@ -48,6 +50,7 @@ RESULTS = (
     Result("deeplab_crf", "DeepLab-V2 + CRF", "DeepLab-V2 + CRF", "deeplab_crf_labels", False,
            "The same, sharpened along the borders in the image."),
 )
+
 
 def read_json(path: Path, kind: type) -> Any:
     """The value in a JSON file, or an empty `kind` where the file is missing or holds no such."""

@@ -17,6 +17,8 @@ STAGES = {
     "pretrain": ("Pretraining", ""),
     "cam": ("Plain classifier", ""),
     "cam_maps": ("Plain CAM", "cam_maps"),
+    "fixed": ("Fixed DRS", ""),
+    "fixed_maps": ("Fixed DRS maps", "fixed_maps"),
     "classifier": ("DRS classifier", ""),
     "localization_maps": ("DRS maps", "localization_maps"),
     "refine": ("Refinement", ""),

@@ -276,7 +276,10 @@ def test_a_port_in_use_is_one_line():
     (("--nodes", "2", "--rdzv", "host"), "--rdzv must be HOST:PORT"),
     (("--nodes", "x"), "--nodes must be a number"),
     (("--rdzv", "host:1"), "--rdzv is for --nodes 2 or more"),
-    (("--max-restarts", "-1"), "--max-restarts must be a number")])
+    (("--max-restarts", "-1"), "--max-restarts must be a number"),
+    (("--demo", "huge"), "--demo must be small or large"),
+    (("--demo", "large", "--data-root", "photos"), "--demo is for a run without --data-root"),
+    (("--stages", "fixed"), "--stages: no stage 'fixed'")])
 def test_bad_options_of_run_sh(options, message):
     done = subprocess.run(["bash", str(ROOT / "run.sh"), *options], capture_output=True, text=True,
                           timeout=60)

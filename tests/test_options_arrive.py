@@ -15,7 +15,7 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -473,13 +473,21 @@ CHAIN = [line.split("|") for line in """
 """.strip().splitlines()]
 
 
-def chain(folder: Path, options: str) -> str:
-    """The calls of Python that run.sh makes."""
+SCORED = {"cam": "cam_maps", "fixed": "fixed_maps", "drs": "localization_maps",
+          "refined": "refined_maps", "pseudo_labels": "pseudo_labels"}
+
+
+def chain(folder: Path, options: str, made: Iterable[str] = SCORED.values()) -> str:
+    """The calls of Python that run.sh makes, where the run has these folders already."""
+    for name in made:
+        for run in ("here", "there"):
+            (folder / run / name).mkdir(parents=True)
     (folder / "bin").mkdir(parents=True)
     python = folder / "bin" / "python"
     python.write_text(PYTHON.format(folder=folder, planned=PLANNED))
     python.chmod(0o755)
-    words = ["--data-root", "photos", "--run-dir", "here", *shlex.split(options)]
+    words = [*([] if "--demo" in options else ["--data-root", "photos"]), "--run-dir", "here",
+             *shlex.split(options)]
     done = subprocess.run(
         ["bash", str(ROOT / "run.sh"), *words], cwd=folder, capture_output=True, text=True,
         env=ENVIRONMENT | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}", "VIRTUAL_ENV": "x"})
@@ -510,6 +518,31 @@ def test_stages_of_the_chain_are_its_parts(tmp_path):
     assert parts == whole
 
 
+def test_demos(tmp_path):
+    """The large one compares CAM, fixed and learnable DRS, which differ in nothing but --drs."""
+    small, large = (chain(tmp_path / size, f"--demo {size} --seed 1") for size in ("small", "large"))
+    assert "data/demo-seed1 " in small and "data/demo-large-seed1 " in large
+    first, *rest = large.splitlines()
+    assert "datasets.synthetic" in first and "--train 800" in first and "--size 320" in first
+    trainings = [line for line in rest if line.startswith("train_")]
+    assert [re.findall(r"--drs (\w+)", line) for line in trainings] == [
+        ["none"], ["none"], ["fixed"], ["learnable"]]
+    same = {re.sub(r" --drs \w+( --delta \S+)?| --output-dir \S+", "", line)
+            for line in trainings[1:]}
+    assert len(same) == 1
+    assert "main.py train" in small and "main.py train" not in large
+
+
+def test_what_was_not_made_is_not_scored(tmp_path):
+    """So that the baseline can be left out of a run with masks."""
+    made = {"drs": "localization_maps", "pseudo_labels": "pseudo_labels"}
+    for number, names in enumerate((SCORED, made)):
+        calls = chain(tmp_path / str(number), "--stages evaluate", names.values())
+        assert re.findall(r"--name (\w+)", calls) == list(names)
+    with pytest.raises(AssertionError, match="neither maps nor labels"):
+        chain(tmp_path / "none", "--stages evaluate", [])
+
+
 @pytest.mark.parametrize(("gpus", "launcher"), [
     (None, ""), ("1", ""),
     ("2", "-m utils.torchrun --standalone --nproc-per-node 2 ")])
@@ -528,7 +561,8 @@ def test_deeplabs_script_starts_as_many_processes_as_there_are_gpus(tmp_path, gp
 def test_every_option_of_the_chain_has_a_row():
     text = (ROOT / "run.sh").read_text()
     explained = set(re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE))
-    assert explained == {option.split()[0] for option, *_ in CHAIN} | {"--stages", "--help"}
+    assert explained == {option.split()[0] for option, *_ in CHAIN} | {
+        "--stages", "--demo", "--help"}
     loop = text.partition("while [")[2].partition("done")[0]
     taken = set(re.findall(r"(--[a-z-]+)(?=[|)])", loop))
     assert taken == explained

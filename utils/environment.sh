@@ -3,8 +3,9 @@
 #   setup_environment FILE...   installs the requirements FILEs into the active environment, or
 #                               into .venv (made first if need be), when they have changed.
 
-# Threads that wait by spinning slow each other down manifold where processes share few cores.
-export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
+# Threads that wait by spinning slow each other down manifold where processes share few cores; those
+# that sleep at once wake up too late. So they spin for some microseconds (utils/stage.py does so, too).
+[ -n "${OMP_WAIT_POLICY:-}" ] || export OMP_WAIT_POLICY=passive GOMP_SPINCOUNT=1000
 
 _python() {  # the first Python on the PATH that is new enough
     local name
