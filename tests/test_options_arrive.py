@@ -520,7 +520,8 @@ def test_stages_of_the_chain_are_its_parts(tmp_path):
 
 def test_demos(tmp_path):
     """The large one compares CAM, fixed and learnable DRS, which differ in nothing but --drs."""
-    small, large = (chain(tmp_path / size, f"--demo {size} --seed 1") for size in ("small", "large"))
+    small, large = (chain(tmp_path / size, f"--demo {size} --seed 1")
+                    for size in ("small", "large"))
     assert "data/demo-seed1 " in small and "data/demo-large-seed1 " in large
     first, *rest = large.splitlines()
     assert "datasets.synthetic" in first and "--train 800" in first and "--size 320" in first
