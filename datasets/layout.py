@@ -6,6 +6,7 @@ them (`datasets/sources.py`). Everything read here comes from outside and is che
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +24,7 @@ log = logging.getLogger("drs")
 VOC_CLASSES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair",
                "cow", "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep",
                "sofa", "train", "tvmonitor")
+VOC_ID = re.compile(r"20\d\d_\d{6}")  # of its photos, such as 2007_000032
 CLASSES_LIMIT = 1 << 17  # bytes
 MAX_PATH = 4096  # characters; no system takes longer ones
 MAX_LIST_NAME = 200  # characters
@@ -39,7 +41,7 @@ class DataRoot:
     Attributes:
         classes: names, in the order of their indices.
         documents: tables, JSON and XML files that may say what is in the images.
-        voc: this is PASCAL VOC, as far as one can see: its layout and its classes.
+        voc: this is PASCAL VOC, as far as one can see: its layout, with lists or with its photos.
         image_dir, mask_dir, saliency_dir, annotation_dir, list_dir: folders; not all need exist.
 
     Raises:
@@ -71,7 +73,7 @@ class DataRoot:
             log.warning("%s", self.pictures.passed_over)
         self._named = self._read_classes()
         self.voc = self._voc_layout and self._named is None and (
-            bool(self.list_files()) or set(self._source_classes()) <= set(VOC_CLASSES))
+            bool(self.list_files()) or any(map(VOC_ID.fullmatch, self.images)))
         self.classes = self._named or (list(VOC_CLASSES) if self.voc else self._source_classes())
         self._index = {name: index for index, name in enumerate(self.classes)}
 
@@ -230,10 +232,11 @@ class DataRoot:
                     if (self.mask_dir / f"{image_id}.png").is_file()] or ids
         shown = name if len(name) <= MAX_LIST_NAME else f"{name[:MAX_LIST_NAME]}..."
         there = some([path.stem for path in self.list_files()], 5)
+        advice = (f" (there are {there}: choose with --list, or rename one)" if there else
+                  " (these are VOC's photos, and only its lists tell train from val: python "
+                  f"download.py lists --data-root {self.root}; or write one)" if self.voc else "")
         raise NotThere(f"list {shown!r}: no such file, and no {shown[:40]}.txt in {self.list_dir} "
-                       f"or {self.root}" + (
-                           f" (there are {there}: choose with --list, or rename one)"
-                           if there else ""))
+                       f"or {self.root}{advice}")
 
     def told(self, image_id: str) -> tuple[int, ...] | None:
         """The classes in an image by its XML annotation or by the source; None: nothing tells.

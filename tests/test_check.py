@@ -262,6 +262,7 @@ def test_quick_opens_no_images(root):
 ])
 def test_stages_name_the_download_that_brings_what_is_missing(root, folder, stage, advice):
     (root / folder).rename(root / "elsewhere")
+    image(root / "JPEGImages" / "2007_000032.jpg", (16, 12), 0)  # tells whose photos these are
     code, found = report(root)
     assert code == 0 and advice in stages(found)[stage]["text"]
     assert not stages(found)[stage]["ready"]

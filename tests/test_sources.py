@@ -509,9 +509,18 @@ def test_the_voc_layout_with_classes_of_its_own(tmp_path):
     assert labels(root) == {"a": {"helmet"}, "b": {"head"}}
     write(tmp_path / "Annotations" / "a.xml", voc_xml("cat"))
     write(tmp_path / "Annotations" / "b.xml", voc_xml("dog"))
-    root = DataRoot(tmp_path)  # looks like VOC without its lists: not to be trained on with val
+    root = DataRoot(tmp_path)  # someone's cats and dogs, whatever VOC's classes are called
+    assert not root.voc and root.classes == ["cat", "dog"]
+    assert labels(root) == {"a": {"cat"}, "b": {"dog"}}
+
+
+def test_voc_without_its_lists_is_not_trained_on_with_val(tmp_path):
+    photos(tmp_path, "JPEGImages/2007_000032.jpg")
+    write(tmp_path / "Annotations" / "2007_000032.xml", voc_xml("cat"))
+    root = DataRoot(tmp_path)
     assert root.voc and len(root.classes) == 20
-    assert "list 'train_aug': no such file" in message(root.entries, "train_aug")
+    said = message(root.entries, "train_aug")
+    assert "list 'train_aug': no such file" in said and "download.py lists" in said
 
 
 def test_an_own_list_goes_before_everything(tmp_path):

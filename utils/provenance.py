@@ -199,10 +199,13 @@ def file_digest(path: Path, what: str = "checkpoint") -> str:
 
 def file_sizes(folder: Path, ids: Iterable[str], suffix: str = ".png") -> dict[str, int | None]:
     """The size in bytes of ID.png in `folder` for every id; None where there is none."""
+    sizes: dict[str, int | None] = dict.fromkeys(ids)
     with os.scandir(folder) as entries:
-        there = {entry.name: entry for entry in entries}
-    return {name: there[name + suffix].stat().st_size if name + suffix in there else None
-            for name in ids}
+        for entry in entries:  # one at a time: a DirEntry keeps all that the system said
+            name = entry.name.removesuffix(suffix)
+            if name != entry.name and name in sizes:
+                sizes[name] = entry.stat().st_size
+    return sizes
 
 
 def upstream(record: Record, name: str, folder: Path, ids: Sequence[str]) -> None:
