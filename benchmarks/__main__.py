@@ -7,7 +7,7 @@ import argparse
 import importlib
 
 # module -> its options, and those of --quick
-PARTS = {"networks": ("--ways float32 --repeats 2 --memory",
+PARTS = {"networks": ("--repeats 2 --memory",
                       "--repeats 1 --stages maps labels"),
          "drs": ("--amp off --repeats 2 --networks vgg16 resnet18 regnet_y_400mf",
                  "--amp off --repeats 1 --no-memory"),

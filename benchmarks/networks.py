@@ -213,11 +213,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES))
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["float32"])
+    parser.add_argument("--ways", nargs="+", choices=WAYS,
+                        help="default: float32, and bf16 where --amp auto takes it")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="peak memory, too")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
+    if args.ways is None:
+        fast = setup(args.device).amp_dtype is torch.bfloat16
+        args.ways = ["float32", "bf16"] if fast else ["float32"]
     ways, threads = [OFFICIAL, *args.ways], torch.get_num_threads()
     print(f"{args.device}, {threads} threads, PyTorch {torch.__version__}\n\n| stage | official, "
           "s an image | " + " | ".join(f"{way}, times as fast" for way in args.ways)
