@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets import lists
-from datasets.lists import Entry
+from datasets.lists import Entry, read_list
 from datasets.pictures import Pictures, count, some
 from datasets.source import MAX_CLASSES, NotThere, Source, class_name
 from datasets.sources import Place, annotated_classes, coco_layout, find_source
@@ -202,7 +201,7 @@ class DataRoot:
         Raises:
             UserError: the file cannot be read.
         """
-        return lists.read_list(path, self.pictures, self._index)
+        return read_list(path, self.pictures, self._index)
 
     def _implied(self, name: str) -> Sequence[str]:
         """The image ids of a list that no file holds.
