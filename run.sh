@@ -123,12 +123,13 @@ else
     # `single` is the stand-in for ImageNet. CAM and DRS differ in --drs alone. A short training
     # from such a start needs a gentler suppression than the paper's 0.55; the large demo makes six
     # times as many steps, in which the learnable control can leave its prior (docs/demo.md).
+    FIXED=(--drs fixed --delta 0.7)
     if [ "$DEMO" = large ]; then
         DATA_ROOT=data/demo-large PICTURES=(--train 800 --val 100 --single 900 --size 320) SIDE=288
         LENGTH=(--epochs 24 --milestones 18 22) CONTROL=(--drs learnable)
     else
         DATA_ROOT=data/demo PICTURES=(--train 400 --val 100 --single 600 --size 240) SIDE=224
-        LENGTH=(--epochs 8 --milestones 6 8) CONTROL=(--drs fixed --delta 0.7)
+        LENGTH=(--epochs 8 --milestones 6 8) CONTROL=("${FIXED[@]}")
     fi
     [ "$SEED" = 0 ] || DATA_ROOT+="-seed$SEED"
     RUN_DIR="${RUN_DIR:-runs/$(basename "$DATA_ROOT")}" CONFIG=demo.yaml
@@ -208,6 +209,13 @@ score() {
     if [ "$NODES" -gt 1 ]; then together 1 "${command[@]}"; else python "${command[@]}"; fi
 }
 
+# baseline NAME OPTIONS...: another classifier than the run's own, and its maps, to compare with.
+baseline() {
+    run train_drs.py "${COMMON[@]}" "${CAM[@]}" "${@:2}" --init "$INIT" --output-dir "$RUN_DIR/$1"
+    run make_localization_maps.py "${COMMON[@]}" --list "$LIST" \
+        --checkpoint "$RUN_DIR/$1/best.pth" --output-dir "$RUN_DIR/$1_maps"
+}
+
 stage_data() {
     if [ -n "${DEMO_DATA+x}" ]; then
         once -m datasets.synthetic "$DATA_ROOT" "${DEMO_DATA[@]}" "${OVERWRITE[@]}"
@@ -222,17 +230,11 @@ stage_cam() { # the baseline that DRS is compared with; in the demo, first the s
         run train_drs.py "${COMMON[@]}" "${PRETRAIN[@]}" --list single --drs none --init none \
             --output-dir "$RUN_DIR/pretrain"
     fi
-    run train_drs.py "${COMMON[@]}" "${CAM[@]}" --drs none --init "$INIT" \
-        --output-dir "$RUN_DIR/cam"
-    run make_localization_maps.py "${COMMON[@]}" --list "$LIST" \
-        --checkpoint "$RUN_DIR/cam/best.pth" --output-dir "$RUN_DIR/cam_maps"
+    baseline cam --drs none
 }
 
-stage_fixed() { # in the large demo, DRS with the constant of the small one, for comparison
-    run train_drs.py "${COMMON[@]}" "${CAM[@]}" --drs fixed --delta 0.7 --init "$INIT" \
-        --output-dir "$RUN_DIR/fixed"
-    run make_localization_maps.py "${COMMON[@]}" --list "$LIST" \
-        --checkpoint "$RUN_DIR/fixed/best.pth" --output-dir "$RUN_DIR/fixed_maps"
+stage_fixed() { # in the large demo: DRS with the constant of the small one
+    baseline fixed "${FIXED[@]}"
 }
 
 stage_drs() { # step 1: the classifier with DRS modules
