@@ -50,9 +50,8 @@ def read_stages(run: Path) -> list[dict[str, Any]]:
         if not (record.get("began") or made or history):
             continue
         options, step = record["options"], _step(record["options"], key)
-        seconds = record.get("seconds")
-        if not is_number(seconds):
-            seconds = sum(row.get("seconds", 0) for row in history)
+        # Those of a training's epochs, for it may have gone on after an interruption.
+        seconds: Any = sum(row.get("seconds", 0) for row in history) or record.get("seconds")
         images = record["images"] if is_number(record.get("images")) else made
         planned = None if folder else options.get("epochs" if step == 1 else "SOLVER.ITER_MAX")
         unit, done = "epochs" if step == 1 else "iterations", len(history) * step
@@ -60,7 +59,7 @@ def read_stages(run: Path) -> list[dict[str, Any]]:
         if isinstance(planned, (int, float)) and is_number(planned):
             done = min(done, int(planned))  # the last stretch of iterations may be shorter
             unfinished = done < planned
-        facts = [duration(seconds) if seconds else "",
+        facts = [duration(seconds) if is_number(seconds) else "",
                  f"{done} of {planned} {unit}" if unfinished else f"{done} {unit}" if done else "",
                  f"{images:,} images" if images else ""]
         stages.append({

@@ -530,3 +530,22 @@ def test_a_training_that_diverges_says_so(demo, tmp_path):
                           *TRAINING, "--lr", "1e12")
     assert "--lr" in message
     assert not (tmp_path / "classifier" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(("stage", "name"), [
+    ("train_drs", "classifier"), ("make_localization_maps", "localization_maps")])
+def test_the_record_is_of_the_run_that_made_the_results(demo, run, tmp_path, stage, name):
+    """Neither a run that finds nothing to do nor one that is refused takes its place."""
+    folder = Path(shutil.copytree(run, tmp_path / "run"))
+    record = folder / "logs" / f"{name}.json"
+    made = json.loads(record.read_text())
+    assert made["seconds"] > 0
+    training = TRAINING if stage == "train_drs" else ()
+    common = ("--data-root", demo, "--run-dir", folder, *MACHINE, *training)
+    run_stage(stage, *common)
+    assert json.loads(record.read_text()) == made
+    assert "--overwrite" in stage_error(stage, *common, "--image-size", "64")
+    assert json.loads(record.read_text()) == made
+    run_stage(stage, *common, "--overwrite")
+    again = json.loads(record.read_text())
+    assert again["began"] > made["began"] and again["seconds"] > 0

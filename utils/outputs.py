@@ -14,7 +14,7 @@ from typing import Any
 from utils.files import UserError
 from utils.provenance import Record, read
 from utils.runtime import now
-from utils.stage import note
+from utils.stage import expect_work, note
 
 log = logging.getLogger("drs")
 
@@ -56,6 +56,7 @@ def unfinished(outputs: Mapping[Path, Record], args: Any, runtime: Any) -> list[
                 else set(ids)
             todo |= {i for i, name in enumerate(ids) if name in left}
         note(images=len(ids))
+        expect_work(bool(todo))
         if len(todo) < len(ids):
             log.info("%d of %d are there already", len(ids) - len(todo), len(ids))
     return runtime.gather(sorted(todo))[0]

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from utils.errors import (
     fail,
     is_of_a_connection,
 )
-from utils.files import UserError, output_folder, sweep, write_json
+from utils.files import UserError, output_folder, sweep, write_json, write_text
 from utils.logging import setup_logging
 
 if TYPE_CHECKING:  # torch takes seconds to import: not for --help
@@ -42,6 +43,8 @@ class _Session:
         self.locks: list[FileLock] = []
         self.summary: dict[str, Any] = {}
         self.summary_path: Path | None = None
+        self.earlier = ""  # what stood in its place
+        self.works: bool | None = None  # see `expect_work`
         self.start = time.monotonic()
         self.at_end: list[Callable[[], None]] = []
         self.ending = False
@@ -49,9 +52,12 @@ class _Session:
     def close(self, completed: bool) -> None:
         for tidy in self.at_end:
             tidy()
-        if completed and self.summary_path is not None:
-            self.summary["seconds"] = round(time.monotonic() - self.start, 1)
-            write_json(self.summary_path, self.summary)
+        if self.summary_path is not None:
+            if self.earlier and not (completed if self.works is None else self.works):
+                write_text(self.summary_path, self.earlier)
+            elif completed:
+                self.summary["seconds"] = round(time.monotonic() - self.start, 1)
+                write_json(self.summary_path, self.summary)
         for held in self.locks:
             free(held)
 
@@ -172,6 +178,8 @@ def open_output(runtime: "Runtime", logs: Path | None, name: str, options: Mappi
          began=time.time(), device=runtime.describe(), versions=made)
     if logs is not None:
         _session.summary_path = logs / f"{name}.json"
+        with suppress(OSError, ValueError):  # none, or damaged
+            _session.earlier = _session.summary_path.read_text(encoding="utf-8")
         write_json(_session.summary_path, _session.summary)
     log.info("%s", "  ".join(f"{name} {value}" for name, value in made.items()))
     log.info("%s", runtime.describe())
@@ -185,6 +193,12 @@ def note(**facts: Any) -> None:
     _session.summary |= facts
     if _session.summary_path is not None:
         write_json(_session.summary_path, _session.summary)
+
+
+def expect_work(some: bool) -> None:
+    """Say whether this stage has anything left to do. If not, or if it ends with an error before it
+    gets here, the record in RUN_DIR/logs stays that of the run whose results are there."""
+    _session.works = some
 
 
 def hold(folder: Path, shard: Shard = None) -> None:

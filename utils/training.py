@@ -23,6 +23,7 @@ from utils.files import UserError, write_json
 from utils.loading import DeviceBatches
 from utils.logging import ScalarWriter, duration
 from utils.runtime import Runtime
+from utils.stage import expect_work
 
 log = logging.getLogger("drs")
 LOOK = 20  # batches from one question whether it is time to save to the next: processes must agree
@@ -127,6 +128,7 @@ class Training:
             log.info("going on after %s of %d", self._reached(), total)
             if self.runtime.main:  # who was killed right after last.pth has not written these
                 self._write_figures()
+        expect_work(done < total)
         if done >= total:
             log.info("nothing to do: all %d are done", total)
         batches.foretell = total - done
