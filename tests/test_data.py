@@ -154,6 +154,14 @@ def test_exif_orientation(picture, tmp_path, orientation):
         assert (read_companion(tmp_path / "stored.png", (12, 20), orientation) == mask).all()
 
 
+@pytest.mark.parametrize("size", [(20, 12), (24, 10), (240, 1), (12, 19)])
+def test_a_mask_of_another_shape_is_refused(tmp_path, size):
+    """Also one of as many pixels."""
+    save_label(tmp_path / "mask.png", np.zeros(size, np.uint8))
+    with pytest.raises(UserError, match=rf"mask.png: {size[1]}x{size[0]} pixels.*20x12"):
+        read_companion(tmp_path / "mask.png", (12, 20), orientation=1)
+
+
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "CMYK"])
 def test_image_modes(picture, tmp_path, mode):
     path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
