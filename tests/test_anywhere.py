@@ -327,3 +327,13 @@ def test_the_page_runs(capsys):
     exec(compile(code, "docs/backbones.md", "exec"), {})
     report = capsys.readouterr().out
     assert all(line in report for line in printed.splitlines() if line != "  ...")
+
+
+def test_a_network_that_was_looked_at_keeps_its_modes():
+    """Frozen batch norms stay frozen, and the rest goes on training."""
+    model = torchvision.models.resnet18()
+    model.layer1.eval()
+    before = {name: module.training for name, module in model.named_modules()}
+    add_drs(model)
+    after = dict(model.named_modules())
+    assert {name: after[name].training for name in before} == before
