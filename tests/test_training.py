@@ -26,7 +26,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.optim.lr_scheduler import MultiStepLR
 
-from utils import engine, loading
+from utils import engine, loading, stage
 from utils.checkpoint import read
 from utils.files import UserError
 from utils.loading import DeviceBatches, ShuffledBatches, training_batches
@@ -549,3 +549,14 @@ def test_the_record_is_of_the_run_that_made_the_results(demo, run, tmp_path, sta
     run_stage(stage, *common, "--overwrite")
     again = json.loads(record.read_text())
     assert again["began"] > made["began"] and again["seconds"] >= 0
+
+
+def test_a_record_that_cannot_be_put_back_hides_no_error(tmp_path):
+    """The disk may be full, which is what is being reported; and the locks must be released."""
+    session = stage._Session()
+    session.earlier, session.summary_path = "{}", tmp_path / "a file" / "record.json"
+    session.summary_path.parent.touch()
+    held = stage.hold_path(tmp_path / "lock", "folder")
+    session.locks.append(held)
+    session.close(completed=False)
+    assert not held.is_locked

@@ -54,7 +54,8 @@ class _Session:
             tidy()
         if self.summary_path is not None:
             if self.earlier and not (completed if self.works is None else self.works):
-                write_text(self.summary_path, self.earlier)
+                with suppress(UserError):  # such as a full disk, which is what is being reported
+                    write_text(self.summary_path, self.earlier)
             elif completed:
                 self.summary["seconds"] = round(time.monotonic() - self.start, 1)
                 write_json(self.summary_path, self.summary)
