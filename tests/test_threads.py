@@ -28,12 +28,12 @@ def test_a_signal_while_a_thread_starts_leaves_no_work(tmp_path, number):
             if index == 0:
                 os.kill(os.getpid(), number)
             tmp.write_text("half")
-            time.sleep(0.3)
+            time.sleep(1)
 
     with pytest.raises(SystemExit) as caught:
         launch(lambda _: list(ordered_map(work, range(10**6), threads=2)), None)
     assert caught.value.code == 128 + number
-    assert_quiet(tmp_path, 3)
+    assert_quiet(tmp_path, 6)  # of the 8 that were handed out, on however busy a machine
 
 
 def test_work_that_nobody_waits_for_ends_with_the_stage(tmp_path):
@@ -43,7 +43,7 @@ def test_work_that_nobody_waits_for_ends_with_the_stage(tmp_path):
     def work(index: int) -> int:
         with atomic_write(tmp_path / str(index)) as tmp:
             tmp.write_text("half")
-            time.sleep(0.2)
+            time.sleep(0.5)
         return index
 
     def stage(_: None) -> None:
