@@ -67,7 +67,8 @@ def main(args: argparse.Namespace) -> None:
         return training.dry_run(batches, args.epochs)
 
     def loss_fn(network: torch.nn.Module, batch: dict) -> torch.Tensor:
-        return refinement_loss(network(batch["image"]), batch["maps"])
+        return refinement_loss(network(batch["image"]), batch["maps"], batch["map_owner"],
+                               batch["map_class"])
 
     network = runtime.distribute(model, args.compile)
     for _ in training.epochs(args.epochs, batches, args.save_every):

@@ -103,9 +103,21 @@ def classifier_step(way: Way) -> tuple[Callable[[], None], int]:
 
 def refinement_step(way: Way) -> tuple[Callable[[], None], int]:
     """Step 2, batch 4."""
-    x = way.batch(images(4, SIZE, SIZE))
-    target = way.batch(torch.rand(4, CLASSES, SIZE, SIZE).mul(255).byte())
-    return way.step(RefineNet(CLASSES), lambda net: refinement_loss(net(x), target)), 4
+    x, there = way.batch(images(4, SIZE, SIZE)), present(4)
+    owner, number = (way.batch(part) for part in there.nonzero().T)
+    stored = way.batch(torch.rand(len(owner), SIZE, SIZE).mul(255).byte())
+
+    def plain_loss(net: Any) -> Tensor:
+        maps = F.interpolate(net(x), (SIZE, SIZE), mode="bilinear", align_corners=True)
+        dense = torch.zeros_like(maps)
+        dense[owner, number] = stored / 255
+        strongest = dense.amax(1, keepdim=True)
+        return F.mse_loss(maps, torch.where(dense == strongest, dense, torch.zeros_like(dense)))
+
+    def loss(net: Any) -> Tensor:
+        return refinement_loss(net(x), stored, owner, number)
+
+    return way.step(RefineNet(CLASSES), plain_loss if way.official else loss), 4
 
 
 def maps(way: Way, size: tuple[int, int] = (SIZE, SIZE), rule: bool = False

@@ -28,7 +28,7 @@ from benchmarks.networks import SIZE as SIDE
 from datasets.lists import Entry, read_list
 from datasets.pictures import Pictures
 from models.classifier import Classifier, classification_loss
-from models.refine import RefineNet, refinement_loss
+from models.refine import RefineNet
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "DeepLab-V2-PyTorch"))
 
@@ -128,7 +128,6 @@ def operations() -> dict[str, float]:
         classifier, refine = Classifier(CLASSES), RefineNet(CLASSES)
         deeplab = build_deeplab(DEEPLAB)
         labels, image = labels.to("meta"), torch.empty(1, 3, SIDE, SIDE)
-        target = torch.empty(1, CLASSES, SIDE, SIDE)
         crops = {name: torch.empty(1, 3, side, side) for name, side in DEEPLAB_SIDES.items()}
     scaled = [torch.empty(1, 3, side, side, device="meta") for side in SCALES]
 
@@ -145,8 +144,7 @@ def operations() -> dict[str, float]:
         "classifier training": teraflops(
             lambda: classification_loss(classifier(image), labels).backward()),
         "maps": teraflops(lambda: maps(classifier)),
-        "refinement training": teraflops(
-            lambda: refinement_loss(refine(image), target).backward()),
+        "refinement training": teraflops(lambda: refine(image).sum().backward()),
         "labels": teraflops(lambda: maps(refine)),
         "DeepLab training": teraflops(
             lambda: sum(part.sum() for part in deeplab.train()(crops["step"])).backward()),

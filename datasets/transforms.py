@@ -3,8 +3,8 @@
 Each has two halves. `sample` runs in a loading process, on one image: geometry, by Pillow on 8-bit
 images, because Pillow's resize is the one that published weights have seen (torchvision's of a
 tensor differs by a level here and there, which moves up to half a percent of the labels). `batch`
-runs on the device of the batch, on all its images: colours, conversion to float, dense maps.
-So what travels in between is small. This is the only home of mean and std.
+runs on the device of the batch, on all its images: colours, conversion to float. So what
+travels in between is small. This is the only home of mean and std.
 """
 
 from abc import ABC, abstractmethod
@@ -49,8 +49,7 @@ class Transform(ABC):
             batch: collated samples (`datasets.voc.collate`).
 
         Returns:
-            the batch with "image" (B, 3, H, W) float32, normalised, in channels_last, and "maps"
-            dense, (B, C, h, w) uint8.
+            the batch with "image" (B, 3, H, W) float32, normalised, in channels_last.
         """
 
 
@@ -65,7 +64,7 @@ class Evaluation(Transform):
 
     def batch(self, batch: Batch) -> Batch:
         floats = batch["image"].to(torch.float32, memory_format=torch.channels_last)
-        return _with_dense_maps(batch | {"image": normalize(floats.div_(255))})
+        return batch | {"image": normalize(floats.div_(255))}
 
 
 class ImageOnly(Evaluation):
@@ -93,7 +92,7 @@ class RefinementTraining(Transform):
         return to_tensors(sample) | {"jitter": colours, "crop": (0, 0)}
 
     def batch(self, batch: Batch) -> Batch:
-        return _with_dense_maps(_jittered(batch, self.size))
+        return _jittered(batch, self.size)
 
 
 class ClassifierTraining(Transform):
@@ -115,7 +114,7 @@ class ClassifierTraining(Transform):
         return to_tensors(sample) | {"jitter": colours, "crop": (top, left)}
 
     def batch(self, batch: Batch) -> Batch:
-        return _with_dense_maps(_jittered(batch, self.crop))
+        return _jittered(batch, self.crop)
 
 
 def to_tensors(sample: Sample) -> Sample:
@@ -186,14 +185,3 @@ def _jittered(batch: Batch, side: int) -> Batch:
             goal.copy_(image[:, top:top + side, left:left + side])
     return {name: value for name, value in batch.items() if name not in ("jitter", "crop")} | {
         "image": normalize(result)}
-
-
-def _with_dense_maps(batch: Batch) -> Batch:
-    """Sparse maps (sum of K, h, w) -> dense (B, C, h, w), 0 where a class is absent."""
-    if "maps" not in batch:
-        return batch
-    maps, owner, number = (batch[name] for name in ("maps", "map_owner", "map_class"))
-    dense = maps.new_zeros((*batch["labels"].shape, *maps.shape[1:]))
-    dense[owner, number] = maps
-    return {name: value for name, value in batch.items()
-            if name not in ("map_owner", "map_class")} | {"maps": dense}

@@ -95,8 +95,8 @@ def test_losses_of_the_trainings(demo, run, monkeypatch, kind):
         for batch in training_batches(dataset, 4, runtime, 0, 0, collate):
             assert batch["image"].device == runtime.device
             output = network(batch["image"])
-            loss = refinement_loss(output, batch["maps"]) if kind == "refine" else \
-                classification_loss(output, batch["labels"])
+            loss = refinement_loss(output, batch["maps"], batch["map_owner"], batch["map_class"]) \
+                if kind == "refine" else classification_loss(output, batch["labels"])
             assert loss.device == runtime.device
             result.append(float(loss))
         return result

@@ -11,7 +11,7 @@ from models import build
 from models.classifier import Classifier, classification_loss
 from models.drs import FixedDRS, LearnableDRS, activation_factory, max_extractor, suppress
 from models.localization import upsample
-from models.refine import RefineNet, refinement_loss, refinement_target
+from models.refine import RefineNet, refinement_loss, strongest
 from models.vgg import OUTPUT_STRIDE
 
 NETWORKS = [Classifier(3, "learnable", width=0.0625), Classifier(3, "fixed", width=0.0625),
@@ -169,36 +169,42 @@ def test_no_classes():
         Classifier(0)
 
 
-def test_refinement_labels_silence_absent_classes():
-    model, images = RefineNet(3, width=0.0625), torch.randn(2, 3, 32, 40)
-    labels = torch.tensor([[1.0, 0, 1], [0, 0, 0]])
-    free, masked = model(images), model(images, labels)
-    assert free.shape == (2, 3, 32, 40)
-    assert torch.equal(masked[0, [0, 2]], free[0, [0, 2]])
-    assert not masked[0, 1].any() and not masked[1].any()
-
-
-def test_refinement_target_keeps_the_strongest_and_ties():
-    maps = torch.zeros(1, 3, 1, 4)
-    maps[0, :, 0] = torch.tensor([[0.9, 0.2, 0.5, 0.0], [0.1, 0.7, 0.5, 0.0],
-                                  [0.3, 0.1, 0.2, 0.0]])
-    before = maps.clone()
-    expected = torch.tensor([[0.9, 0.0, 0.5, 0.0], [0.0, 0.7, 0.5, 0.0], [0.0] * 4])
-    assert torch.equal(refinement_target(maps)[0, :, 0], expected)
+def test_the_strongest_maps_of_each_image_and_ties_are_kept():
+    maps = torch.tensor([[[0.9, 0.2, 0.5, 0.0]], [[0.1, 0.7, 0.5, 0.0]], [[0.3, 0.1, 0.2, 0.0]],
+                         [[0.1, 0.1, 0.1, 0.1]]])
+    before, owner = maps.clone(), torch.tensor([0, 0, 0, 2])
+    expected = torch.tensor([[0.9, 0.0, 0.5, 0.0], [0.0, 0.7, 0.5, 0.0], [0.0] * 4, [0.1] * 4])
+    assert torch.equal(strongest(maps, owner, 3)[:, 0], expected)
     assert torch.equal(maps, before)
+    assert strongest(maps[:0], owner[:0], 3).shape == (0, 1, 4)  # images without any class
 
 
-def test_losses():
+def test_classification_loss():
     logits, labels = torch.randn(4, 3), torch.randint(0, 2, (4, 3)).float()
     signs = 1 - 2 * labels
     torch.testing.assert_close(classification_loss(logits, labels),
                                (1 + (signs * logits).exp()).log().mean())
-    maps, stored = torch.rand(2, 3, 4, 5), torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
-    target = refinement_target(stored / 255)
-    torch.testing.assert_close(refinement_loss(maps, stored), ((maps - target) ** 2).mean())
-    for loss in (classification_loss(logits.bfloat16(), labels),
-                 refinement_loss(maps.bfloat16(), stored)):
-        assert loss.dtype == torch.float32
+    assert classification_loss(logits.bfloat16(), labels).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("classes", [((0, 2), (), (1,)), ((), (), ())])
+def test_refinement_loss_is_that_of_the_enlarged_maps(classes, dtype):
+    """And so is its gradient, under autocast, too."""
+    owner = torch.tensor([image for image, mine in enumerate(classes) for _ in mine]).long()
+    number = torch.tensor([one for mine in classes for one in mine]).long()
+    stored = torch.randint(0, 8, (len(owner), 30, 41), dtype=torch.uint8) * 36  # with ties
+    class_maps = torch.randn(3, 3, 5, 7).to(dtype).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = refinement_loss(class_maps, stored, owner, number)
+    dense = torch.zeros(3, 3, 30, 41)
+    dense[owner, number] = stored / 255
+    target = torch.where(dense == dense.amax(1, keepdim=True), dense, 0)
+    plain = (upsample(class_maps.float(), (30, 41)) - target).square().mean()
+    torch.testing.assert_close(loss, plain)
+    assert loss.dtype == torch.float32
+    gradient, = torch.autograd.grad(loss, class_maps)
+    torch.testing.assert_close(gradient, torch.autograd.grad(plain, class_maps)[0])
 
 
 # Localization maps
