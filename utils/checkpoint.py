@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models import released
+from models import Undrawn, released
 from utils.files import UserError, atomic_write, sweep_for
 from utils.options import trained_side
 
@@ -67,7 +67,7 @@ class Checkpoint:
             UserError: the weights do not fit; found out before any memory is taken for them.
         """
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), Undrawn():
                 check_fit(build(self.network), self.state, self.path)
             model = build(self.network)
         except (TypeError, ValueError, KeyError, OverflowError) as error:
