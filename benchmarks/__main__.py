@@ -13,6 +13,7 @@ PARTS = {"networks": ("--repeats 2 --memory",
          "drs": ("--amp off --repeats 2 --networks vgg16 resnet18 regnet_y_400mf",
                  "--amp off --repeats 1 --no-memory"),
          "data_path": ("--images 24", "--images 6 --runs 1"),
+         "stages": ("", "--images 100"),
          "growth": ("--images 100 1000 10000", "--images 20 100"),
          "crf": ("--count 1 --repeat 2", "--quick")}
 

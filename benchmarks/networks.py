@@ -59,10 +59,10 @@ def present(count: int) -> Tensor:
 
 
 class Way:
-    """How a stage is run: layout, precision, compiled or not."""
+    """How a stage is run: layout, precision, compiled or not, and VGG-16's width."""
 
-    def __init__(self, name: str, device: str) -> None:
-        self.name, self.official = name, name == OFFICIAL
+    def __init__(self, name: str, device: str, width: float) -> None:
+        self.name, self.official, self.width = name, name == OFFICIAL, width
         self.runtime = setup(device, "bf16" if name == "bf16" else "off")
 
     def place(self, model: nn.Module) -> Any:
@@ -98,7 +98,8 @@ class Way:
 def classifier_step(way: Way) -> tuple[Callable[[], None], int]:
     """Step 1, learnable DRS, batch 4."""
     x, y = way.batch(images(4, SIZE, SIZE)), way.batch(present(4))
-    return way.step(Classifier(CLASSES), lambda net: classification_loss(net(x), y)), 4
+    network = Classifier(CLASSES, width=way.width)
+    return way.step(network, lambda net: classification_loss(net(x), y)), 4
 
 
 def refinement_step(way: Way) -> tuple[Callable[[], None], int]:
@@ -117,13 +118,13 @@ def refinement_step(way: Way) -> tuple[Callable[[], None], int]:
     def loss(net: Any) -> Tensor:
         return refinement_loss(net(x), stored, owner, number)
 
-    return way.step(RefineNet(CLASSES), plain_loss if way.official else loss), 4
+    return way.step(RefineNet(CLASSES, way.width), plain_loss if way.official else loss), 4
 
 
 def maps(way: Way, size: tuple[int, int] = (SIZE, SIZE), rule: bool = False
          ) -> tuple[Callable[[], None], int]:
     """Localization maps of 4 images; with `rule`, labels at the photo's size."""
-    model = way.place(RefineNet(CLASSES) if rule else Classifier(CLASSES)).eval()
+    model = way.place((RefineNet if rule else Classifier)(CLASSES, width=way.width)).eval()
     x, y = way.batch(images(4, SIZE, SIZE)), way.batch(present(4))
     background = background_scores(size, torch.zeros(size), 0.0)
 
@@ -194,10 +195,11 @@ STAGES = {"classifier, step": classifier_step, "maps": maps, "refinement, step":
           "labels": labels, "DeepLab, step": deeplab_step, "DeepLab, evaluation": deeplab_labels}
 
 
-def prepared(stage: str, way: str, device: str) -> tuple[Callable[[], None], int]:
+def prepared(stage: str, way: str, device: str, width: float
+             ) -> tuple[Callable[[], None], int]:
     """A function that runs the stage once, and for how many images."""
     torch.manual_seed(0)
-    run, count = STAGES[stage](Way(way, device))
+    run, count = STAGES[stage](Way(way, device, width))
 
     def once() -> None:
         suppression.ENABLED = way != OFFICIAL
@@ -208,11 +210,11 @@ def prepared(stage: str, way: str, device: str) -> tuple[Callable[[], None], int
     return once, count
 
 
-def peak(stage: str, way: str, device: str, threads: int) -> float:
+def peak(stage: str, way: str, device: str, width: float, threads: int) -> float:
     """MiB at the peak of two runs, in this process."""
     torch.set_num_threads(threads)
     before = resident_peak()
-    once, _ = prepared(stage, way, device)
+    once, _ = prepared(stage, way, device, width)
     once()
     once()
     if device == "cuda":
@@ -229,6 +231,8 @@ def main(argv: list[str] | None = None) -> None:
                         help="default: float32, and bf16 where --amp auto takes it")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="peak memory, too")
+    parser.add_argument("--width", type=float, default=1.0,
+                        help="of VGG-16; those of DeepLab are left as they are")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     if args.ways is None:
@@ -241,7 +245,7 @@ def main(argv: list[str] | None = None) -> None:
              if args.memory else "") + " |", flush=True)
     print("| --- |" + " ---: |" * (len(ways) * (2 if args.memory else 1)))
     for stage in args.stages:
-        runs = {way: prepared(stage, way, args.device) for way in ways}
+        runs = {way: prepared(stage, way, args.device, args.width) for way in ways}
         taken: dict[str, list[float]] = {way: [] for way in ways}
         for repeat in range(args.repeats + 1):
             for way, (once, count) in runs.items():
@@ -249,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
                 once()
                 if repeat:  # the first warms up, and compiles
                     taken[way].append((time.perf_counter() - start) / count)
-        row = [stage, f"{statistics.median(taken[OFFICIAL]):.2f}"]
+        row = [stage, f"{statistics.median(taken[OFFICIAL]):.3f}"]
         for way in args.ways:
             ratios = [a / b for a, b in zip(taken[OFFICIAL], taken[way], strict=True)]
             row.append(f"{statistics.median(ratios):.2f}")
@@ -257,7 +261,8 @@ def main(argv: list[str] | None = None) -> None:
         for way in ways if args.memory else ():
             # One process each, because memory once taken is not given back.
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                row.append(f"{pool.apply(peak, (stage, way, args.device, threads)):.0f}")
+                options = (stage, way, args.device, args.width, threads)
+                row.append(f"{pool.apply(peak, options):.0f}")
         print(f"| {' | '.join(row)} |", flush=True)
 
 
