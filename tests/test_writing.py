@@ -153,7 +153,7 @@ def test_a_signal_while_a_thread_starts_loses_no_write(tmp_path, waiting):
             if path.name == "0":
                 os.kill(os.getpid(), signal.SIGTERM)
             tmp.write_text("half")
-            time.sleep(0.3)
+            time.sleep(0.8)
 
     def stage(_: None) -> None:
         with Writers(threads=2, waiting=waiting) as writers:
@@ -163,9 +163,9 @@ def test_a_signal_while_a_thread_starts_loses_no_write(tmp_path, waiting):
     with pytest.raises(SystemExit) as caught:
         launch(stage, None)
     assert caught.value.code == 143
-    assert {path.name for path in tmp_path.iterdir()} <= {"0", "1", "2"}
-    before = sorted(tmp_path.iterdir())
-    time.sleep(0.5)
+    before = sorted(tmp_path.iterdir())  # one or two, some more on a busy machine; all whole
+    assert {path.name for path in before} <= set("012345")
+    time.sleep(1)
     assert sorted(tmp_path.iterdir()) == before
 
 
