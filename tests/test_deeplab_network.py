@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "DeepLab-V2-PyTo
 
 from libs.deeplab import DeepLabV2, MultiScale
 from libs.losses import cross_entropy, deeplab_loss, online_labels, resize_labels
+from libs.resnet import ConvBN
 from libs.schedule import poly_factor, poly_schedule
 
 
@@ -34,6 +35,21 @@ def test_golden_logits():
     with torch.inference_mode():
         logits = model(rnd("deeplab", (1, 3, 97, 113)) * 40)
     assert relative_error(logits, GOLDEN["deeplab_logits"]) < 1e-4
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_frozen_batch_norm_in_the_convolution_is_the_layer(relu):
+    """And so are all gradients, also of batch norm that is only in evaluation mode."""
+    block, x = ConvBN(3, 5, 3, stride=2, dilation=2, relu=relu).double().eval(), torch.randn(
+        2, 3, 9, 11, dtype=torch.float64)
+    for tensor in (block.bn.weight, block.bn.bias, block.bn.running_mean):
+        torch.nn.init.normal_(tensor)
+    torch.nn.init.uniform_(block.bn.running_var, 0.1, 2)
+    plain = block.bn(block.conv(x)).relu() if relu else block.bn(block.conv(x))
+    found, weights = block(x), list(block.parameters())
+    torch.testing.assert_close(found, plain)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), weights),
+                               torch.autograd.grad(plain.square().sum(), weights))
 
 
 def test_images_of_one_pixel_have_logits():

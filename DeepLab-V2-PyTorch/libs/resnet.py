@@ -9,6 +9,7 @@ Source: DeepLab-V2, arXiv 1606.00915.
 """
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,7 +33,14 @@ class ConvBN(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.bn(self.conv(x))
+        conv, bn = self.conv, cast(Any, self.bn)
+        if bn.training:
+            x = bn(conv(x))
+        else:  # batch norm is a factor and a bias then: no pass over memory of its own
+            factor = bn.weight * (bn.running_var + bn.eps).rsqrt()
+            x = F.conv2d(x, conv.weight * factor[:, None, None, None],
+                         bn.bias - bn.running_mean * factor, conv.stride, conv.padding,
+                         conv.dilation)
         return F.relu(x) if self.relu else x
 
 
