@@ -14,7 +14,9 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +29,7 @@ WAYS = {"plain": ("none", True), "fixed": ("fixed", True), "learnable": ("learna
         "fixed, written out": ("fixed", False), "learnable, written out": ("learnable", False)}
 CLASSES = 20
 MEBI = 2 ** 20
+T = TypeVar("T")
 
 
 def make_step(name: str, way: str, args: argparse.Namespace, amp: str) -> Callable[[], Tensor]:
@@ -87,6 +90,12 @@ def peak_memory(name: str, way: str, args: argparse.Namespace, amp: str) -> tupl
     return resident_peak(), resident_peak() - before
 
 
+def in_own_process(function: Callable[..., T], *args: Any) -> T:
+    """What `function` returns in a process of its own: memory once taken is not given back."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
 def resident_peak() -> float:
     """MiB that this process has held at most (Linux)."""
     status = Path("/proc/self/status").read_text()
@@ -131,9 +140,7 @@ def report(name: str, args: argparse.Namespace, amp: str) -> None:
               f"x {wall:.2f} wall   x {cpu:.2f} CPU", flush=True)
     memory: dict[str, tuple[float, float]] = {}
     for way in args.ways if not args.no_memory else ():
-        # One process each, because memory once taken is not given back.
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            memory[way] = pool.apply(peak_memory, (name, way, args, amp))
+        memory[way] = in_own_process(peak_memory, name, way, args, amp)
         peak, own = memory[way]
         print(f"{name:19}{amp:5}{way:24}{peak:8.0f} MiB x {peak / memory[base][0]:.2f}   without "
               f"the libraries {own:6.0f} x {own / memory[base][1]:.2f}", flush=True)

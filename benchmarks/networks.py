@@ -12,7 +12,6 @@ process of its own for each way, without the libraries.
 """
 
 import argparse
-import multiprocessing
 import statistics
 import sys
 import time
@@ -25,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.drs import resident_peak
+from benchmarks.drs import in_own_process, resident_peak
 from labelling.rule import background_scores, fuse
 from models import suppression
 from models.classifier import Classifier, classification_loss
@@ -271,10 +270,8 @@ def main(argv: list[str] | None = None) -> None:
             row.append(f"{statistics.median(ratios):.2f}")
         del runs
         for way in ways if args.memory else ():
-            # One process each, because memory once taken is not given back.
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                options = (stage, way, args.device, args.width, threads)
-                row.append(f"{pool.apply(peak, options):.0f}")
+            mib = in_own_process(peak, stage, way, args.device, args.width, threads)
+            row.append(f"{mib:.0f}")
         print(f"| {' | '.join(row)} |", flush=True)
 
 
