@@ -21,9 +21,8 @@ from benchmarks.growth import ROOT
 
 PICTURES = "--classes 6 --train 400 --val 8 --single 1500 --size 160"
 NETWORK = "--image-size 128 --resize 144 --val-list none --num-workers 0"
-PRETRAINING = "--list single --drs none --init none --epochs 8 --milestones 6 8 " \
-    "--batch-size 16 --lr 0.02"
-TRAINING = "--epochs 16 --milestones 12 15 --batch-size 8 --lr 0.01"
+PRETRAINING = "--list single --drs none --init none --batch-size 16"
+TRAINING = "--epochs 16 --milestones 12 15 --batch-size 8"
 # Family -> its last two stages.
 LAST = {"resnet": "layer3.* layer4.*",
         "regnet": "trunk_output.block3.* trunk_output.block4.*"}
@@ -38,8 +37,10 @@ ALPHA = 0.2
 Figures = tuple[float, float, float]  # mIoU, precision, recall in [0, 1]
 
 
-def measure(folder: Path, backbone: str, seed: int, threads: int) -> dict[str, list[object]]:
+def measure(args: argparse.Namespace, seed: int, threads: int) -> dict[str, list[object]]:
     """Way -> [figures at `ALPHA`, the best alpha, figures there] of one seed."""
+    folder, backbone = args.work_dir.resolve(), args.backbone
+
     def script(name: str, *arguments: object) -> None:
         log = folder / f"{backbone}-seed{seed}.log"
         with open(log, "a", encoding="utf-8") as output:
@@ -55,13 +56,17 @@ def measure(folder: Path, backbone: str, seed: int, threads: int) -> dict[str, l
     network = [*common, *NETWORK.split(), "--backbone", backbone, "--seed", seed]
     last = next((names for family, names in LAST.items() if backbone.startswith(family)), None)
     script("-m datasets.synthetic", data, *PICTURES.split(), "--seed", seed)
-    script("train_drs.py", *network, *PRETRAINING.split(), "--output-dir", run / "pretrained")
+    epochs = args.pretraining_epochs
+    script("train_drs.py", *network, *PRETRAINING.split(), "--lr", args.pretraining_lr,
+           "--epochs", epochs, "--milestones", epochs * 3 // 4, epochs,
+           "--output-dir", run / "pretrained")
     results: dict[str, list[object]] = {}
     for way, options in WAYS.items():
         if last is None and "{last}" in options:
             continue
         name = way.replace(", ", "-").replace(" ", "-")
-        script("train_drs.py", *network, *TRAINING.split(), *options.format(last=last).split(),
+        script("train_drs.py", *network, *TRAINING.split(), "--lr", args.lr,
+               *options.format(last=last).split(),
                "--init", run / "pretrained" / "last.pth", "--output-dir", run / name)
         script("make_localization_maps.py", *common, "--checkpoint", run / name / "last.pth",
                "--image-size", NETWORK.split()[1], "--output-dir", run / f"{name}-maps")
@@ -90,15 +95,15 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--pretraining-epochs", type=int, default=8)
+    parser.add_argument("--pretraining-lr", type=float, default=0.02)
+    parser.add_argument("--lr", type=float, default=0.01, help="of the classifiers")
     parser.add_argument("--work-dir", type=Path, default=ROOT / "runs" / "backbones",
                         help="where pictures, checkpoints and maps go (default: %(default)s)")
     args = parser.parse_args()
-    folder = args.work_dir.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
     threads = max(1, len(os.sched_getaffinity(0)) // len(args.seeds))
     with ThreadPoolExecutor(len(args.seeds)) as pool:
-        seeds = list(pool.map(lambda seed: measure(folder, args.backbone, seed, threads),
-                              args.seeds))
+        seeds = list(pool.map(lambda seed: measure(args, seed, threads), args.seeds))
     print(f"{args.backbone}, seeds {' / '.join(map(str, args.seeds))}\n\n"
           f"| | mIoU at alpha {ALPHA} | precision | recall | best alpha | mIoU there | precision | "
           "recall |\n| --- |" + " ---: |" * 7)
