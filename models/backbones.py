@@ -6,7 +6,7 @@ trunk's parameters are `trunk.` and their own names. Another network is a name i
 """
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -157,7 +157,7 @@ def _of_torchvision(name: str, output_stride: int | None) -> tuple[nn.Module, in
         known = ", ".join(name for names in FAMILIES for name in names)
         raise ValueError(f"there is no such network; choose vgg16, {known}, or timm:NAME")
     extra = {"init_weights": True} if name.startswith("vgg") else {}
-    network = torchvision.models.get_model(name, weights=None, **extra)
+    network = _made(lambda: torchvision.models.get_model(name, weights=None, **extra))
     trunk = nn.Sequential()
     for child, module in network.named_children():
         if child not in ENDS:
@@ -172,6 +172,14 @@ def _of_torchvision(name: str, output_stride: int | None) -> tuple[nn.Module, in
     return trunk, output_stride
 
 
+def _made(make: Callable[[], nn.Module]) -> nn.Module:
+    """Made on the CPU, because some networks (RegNet) then compute with tensors, which the meta
+    device cannot; and moved to whatever device is the default."""
+    with torch.device("cpu"):
+        network = make()
+    return network.to(torch.empty(0).device)
+
+
 def _of_timm(name: str, output_stride: int | None) -> tuple[nn.Module, int]:
     try:
         timm: Any = importlib.import_module("timm")
@@ -179,7 +187,7 @@ def _of_timm(name: str, output_stride: int | None) -> tuple[nn.Module, int]:
         raise ValueError(f"it needs the package timm ({error}): pip install timm") from error
     stride = {} if output_stride in (None, 32) else {"output_stride": output_stride}
     try:
-        trunk = timm.create_model(name, pretrained=False, num_classes=0, **stride)
+        trunk = _made(lambda: timm.create_model(name, pretrained=False, num_classes=0, **stride))
     except Exception as error:  # unknown, or without dilation: each network has its own words
         raise ValueError(f"timm cannot make it ({error})") from error
     return trunk, output_stride or 32

@@ -329,6 +329,21 @@ def test_the_page_runs(capsys):
     assert all(line in report for line in printed.splitlines() if line != "  ...")
 
 
+def test_new_statistics_as_the_page_says():
+    """Of a network that is used without training: those of the capped features."""
+    text = (ROOT / "docs" / "backbones.md").read_text(encoding="utf-8")
+    code = next(part for part in text.split("```python\n") if "update_bn" in part).split("```")[0]
+    torch.manual_seed(0)
+    plain, model = (torchvision.models.resnet18() for _ in range(2))
+    model.load_state_dict(plain.state_dict())
+    batches = [torch.randn(2, 3, 64, 64) for _ in range(3)]
+    exec(code, {"torch": torch, "add_drs": add_drs, "model": model, "batches": batches})
+    torch.optim.swa_utils.update_bn(batches, plain)
+    early, late = (torch.equal(model.get_buffer(name), plain.get_buffer(name)) for name in
+                   ("layer2.1.bn2.running_mean", "layer4.1.bn2.running_mean"))
+    assert early and not late  # DRS follows activations from layer3 on
+
+
 def test_a_network_that_was_looked_at_keeps_its_modes():
     """Frozen batch norms stay frozen, and the rest goes on training."""
     model = torchvision.models.resnet18()

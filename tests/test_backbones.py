@@ -1,5 +1,7 @@
 """Other trunks: strides, names, parameter groups, and the stages with one of them."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
@@ -7,7 +9,7 @@ from helpers import MACHINE, run_stage, stage_error
 
 from models import build
 from models.backbones import FAMILIES, Backbone
-from utils.checkpoint import export, read
+from utils.checkpoint import Checkpoint, export, read
 from utils.files import UserError
 
 TRAINING = ("--image-size", "64", "--batch-size", "4", "--epochs", "2", "--milestones", "2",
@@ -131,3 +133,16 @@ def test_initial_weights_from_a_file(demo, tmp_path):
     run_stage("train_drs", *common, "--init", tmp_path / "own.pth")
     assert "do not fit this trunk" in stage_error(
         "train_drs", *common, "--backbone", "resnet34", "--init", tmp_path / "own.pth")
+
+
+@pytest.mark.parametrize("name", [names[0] for names in FAMILIES] + ["timm:regnety_002"])
+def test_every_family_comes_back_from_its_checkpoint(name):
+    """Some compute with tensors when they are made, which the meta device cannot do."""
+    if name.startswith("timm:"):
+        pytest.importorskip("timm", reason="timm is not installed")
+    model = build({"network": "classifier", "num_classes": 2, "backbone": name, "drs": "learnable",
+                   "drs_where": ["*"]})
+    found = Checkpoint(Path("a.pth"), model.state_dict(), model.config).instantiate(build)
+    assert found.config == model.config
+    for one, other in zip(found.state_dict().values(), model.state_dict().values(), strict=True):
+        assert one.device.type == "cpu" and torch.equal(one, other)
