@@ -27,6 +27,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
                        help="with --backbone: names of activations that DRS follows, such as "
                             "'layer4.*' (default: all)")
     group = parser.add_training(epochs=15, lr=1e-3, milestones=[5, 10], weight_decay=5e-4)
+    group.add_argument("--recalibrate", action="store_true", default=None,
+                       help="no training: --drs fixed joins the trained classifier of --init FILE "
+                            "as it is, and batch norm gets new statistics in one pass over the "
+                            "list (docs/backbones.md)")
     group.add_argument("--resize", type=positive_int,
                        help="side that images are resized to before the random crop "
                             "(default: 1.2 x image size)")
@@ -35,6 +39,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args.resize = args.resize or round(1.2 * args.image_size)
     if args.resize < args.image_size:
         parser.error(f"--resize {args.resize} is smaller than --image-size {args.image_size}")
+    if args.recalibrate:
+        if args.drs != "fixed" or args.init in ("imagenet", "none"):
+            parser.error("--recalibrate needs --drs fixed, which has no weights to train, and the "
+                         "classifier's checkpoint by --init FILE")
+        args.epochs = 1
     return args
 
 
@@ -50,9 +59,16 @@ def main(args: argparse.Namespace) -> None:
     from labelling.validation import validate
     from models import build
     from models.classifier import classification_loss
-    from utils.engine import train_epoch
+    from utils.engine import renew_statistics, train_epoch
     from utils.loading import inference_batches, training_batches
-    from utils.setup import init_trunk, named_groups, new_network, suggest_lr, training_record
+    from utils.setup import (
+        init_classifier,
+        init_trunk,
+        named_groups,
+        new_network,
+        suggest_lr,
+        training_record,
+    )
     from utils.training import Training
 
     root = DataRoot(args.data_root)
@@ -76,7 +92,10 @@ def main(args: argparse.Namespace) -> None:
                         training_record(args, root, train_set.entries, runtime, val_set),
                         runtime)
     if not training.resume(args.overwrite):
-        init_trunk(model, args.init)
+        if args.recalibrate:
+            init_classifier(model, args.init, root.classes)
+        else:
+            init_trunk(model, args.init)
     if args.dry_run:
         return training.dry_run(batches, args.epochs)
 
@@ -89,8 +108,11 @@ def main(args: argparse.Namespace) -> None:
 
     network = runtime.distribute(model, args.compile)
     for _ in training.epochs(args.epochs, batches, args.save_every, scorer):
-        figures = train_epoch(network, batches, loss_fn, training)
-        scheduler.step()
+        if args.recalibrate:
+            figures = renew_statistics(network, batches, loss_fn, training)
+        else:
+            figures = train_epoch(network, batches, loss_fn, training)
+            scheduler.step()
         scorer.gather(runtime)
         image_scores = scorer.scores()
         figures |= image_scores.figures() | validate(model, val_batches, args, runtime)

@@ -2,9 +2,10 @@
 
 The demo's drawn creatures at a smaller size, and for each seed: pictures of its own; a plain
 network trained from scratch on pictures with one creature, which stands in for weights of ImageNet;
-from there one classifier for each way of suppression, all with the same steps; their maps, scored
-against the masks at alpha 0.2 and at each one's own best alpha. The scripts themselves are run, so
-that an interrupted measurement goes on where it was. With several seeds, they share the cores.
+from there one classifier for each way of suppression, all with the same steps (recalibrated: DRS
+joins the plain CAM's network, which is not trained any further); their maps, scored against the
+masks at alpha 0.2 and at each one's own best alpha. The scripts themselves are run, so that an
+interrupted measurement goes on where it was. With several seeds, they share the cores.
 
     python -m benchmarks.backbones --backbone resnet18 --seeds 0 1
 """
@@ -32,7 +33,11 @@ WAYS = {"plain CAM": "--drs none",
         "fixed 0.7": "--drs fixed --delta 0.7",
         "fixed 0.7, last two stages": "--drs fixed --delta 0.7 --drs-where {last}",
         "learnable": "--drs learnable",
-        "learnable, last two stages": "--drs learnable --drs-where {last}"}
+        "learnable, last two stages": "--drs learnable --drs-where {last}",
+        "recalibrated, 0.85, last two stages":
+            "--drs fixed --delta 0.85 --drs-where {last} --recalibrate",
+        "recalibrated, 0.7, last two stages":
+            "--drs fixed --delta 0.7 --drs-where {last} --recalibrate"}
 ALPHA = 0.2
 Figures = tuple[float, float, float]  # mIoU, precision, recall in [0, 1]
 
@@ -65,9 +70,10 @@ def measure(args: argparse.Namespace, seed: int, threads: int) -> dict[str, list
         if last is None and "{last}" in options:
             continue
         name = way.replace(", ", "-").replace(" ", "-")
+        start = "plain-CAM" if "--recalibrate" in options else "pretrained"
         script("train_drs.py", *network, *TRAINING.split(), "--lr", args.lr,
                *options.format(last=last).split(),
-               "--init", run / "pretrained" / "last.pth", "--output-dir", run / name)
+               "--init", run / start / "last.pth", "--output-dir", run / name)
         script("make_localization_maps.py", *common, "--checkpoint", run / name / "last.pth",
                "--image-size", NETWORK.split()[1], "--output-dir", run / f"{name}-maps")
         script("evaluate.py", *common, "--list", "train_aug", "--name", name,

@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 import requests
 import torch
-from helpers import ROOT, run_stage
+from helpers import NETWORK, ROOT, run_stage
 from PIL import Image, ImageOps
 
 sys.path.insert(0, str(ROOT / "DeepLab-V2-PyTorch"))
@@ -124,6 +124,12 @@ class Places:
                   "cpu", "--amp", "off", "--num-workers", "0", "--output-dir", self.folder / name,
                   *words)
         return self.folder / name
+
+    @cached_property
+    def without(self) -> Path:
+        """A trained classifier without DRS."""
+        return self._stage("train_drs", "without", *NETWORK, "--drs", "none", "--epochs", "1",
+                           "--batch-size", "2") / "last.pth"
 
     @cached_property
     def maps2(self) -> Path:

@@ -5,12 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from helpers import MACHINE, run_stage, stage_error
+from helpers import MACHINE, NETWORK, run_stage, stage_error
 
+from datasets.layout import DataRoot
+from datasets.transforms import ClassifierTraining
+from datasets.voc import VOCDataset, collate
 from models import build
 from models.backbones import FAMILIES, Backbone
 from utils.checkpoint import Checkpoint, export, read
 from utils.files import UserError
+from utils.loading import training_batches
+from utils.runtime import Runtime
 
 TRAINING = ("--image-size", "64", "--batch-size", "4", "--epochs", "2", "--milestones", "2",
             "--init", "none", "--backbone", "resnet18", "--output-stride", "8")
@@ -133,6 +138,58 @@ def test_initial_weights_from_a_file(demo, tmp_path):
     run_stage("train_drs", *common, "--init", tmp_path / "own.pth")
     assert "do not fit this trunk" in stage_error(
         "train_drs", *common, "--backbone", "resnet34", "--init", tmp_path / "own.pth")
+
+
+def test_drs_joins_a_trained_classifier_without_training(demo, tmp_path):
+    """Its weights stay; batch norm's statistics are the means over the batches of capped
+    features, as PyTorch's own function finds them."""
+    common = ("--data-root", demo, "--run-dir", tmp_path, *MACHINE, *TRAINING, "--epochs", 1,
+              "--val-list", "none")
+    run_stage("train_drs", *common, "--drs", "none", "--output-dir", tmp_path / "plain")
+    source = tmp_path / "plain" / "last.pth"
+    joined = ("--drs", "fixed", "--delta", "0.6", "--drs-where", "layer4.*", "--recalibrate",
+              "--init", source)
+    run_stage("train_drs", *common, *joined)
+    plain, found = (read(path) for path in (source, tmp_path / "classifier" / "last.pth"))
+    assert found.network["drs"] == "fixed" and found.network["delta"] == 0.6
+    assert found.rest["step"] == 0 and len(found.rest["history"]) == 1
+
+    root = DataRoot(demo)
+    expected = build(found.network)
+    expected.load_state_dict(plain.state)
+    images = VOCDataset(root, root.entries("train_aug"), ClassifierTraining(77, 64), seed=0)
+    batches = training_batches(images, 4, Runtime(torch.device("cpu"), 0, 1, None), 0, 0, collate)
+    batches.set_epoch(1)
+    torch.optim.swa_utils.update_bn((batch["image"] for batch in batches), expected)
+    changed = set()
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(found.state[name], value)
+        if not torch.equal(found.state[name], plain.state[name]):
+            changed.add(name.rpartition(".")[2])
+    assert changed <= {"running_mean", "running_var", "num_batches_tracked"} and changed
+
+    run_stage("train_drs", *common, *joined)  # there is nothing left to do
+    assert "does not fit" in stage_error(
+        "train_drs", *common, *joined, "--backbone", "resnet34", "--overwrite")
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    (("--drs", "learnable", "--init", "a.pth"), "needs --drs fixed"),
+    (("--drs", "fixed", "--init", "none"), "needs --drs fixed"),
+    (("--drs", "fixed", "--init", "{refine}"), "holds a refine network"),
+    (("--drs", "fixed", "--init", "{learnable}"), "does not fit")])
+def test_what_drs_cannot_join(demo, run, tmp_path, capsys, options, message):
+    files = {"refine": run / "refine" / "best.pth", "learnable": run / "classifier" / "best.pth"}
+    words = [option.format_map(files) for option in options]
+    arguments = ("--data-root", demo, "--run-dir", tmp_path, *MACHINE, *NETWORK, "--batch-size", 4,
+                 "--recalibrate", *words)
+    if "needs" in message:
+        with pytest.raises(SystemExit):
+            run_stage("train_drs", *arguments)
+        assert message in capsys.readouterr().err
+    else:
+        assert message in stage_error("train_drs", *arguments)
+    assert not list(tmp_path.glob("classifier/*.pth"))
 
 
 @pytest.mark.parametrize("name", [names[0] for names in FAMILIES] + ["timm:regnety_002"])

@@ -108,6 +108,7 @@ drs refine | --saliency-dir {saliency} | validation scores | --alpha 0
 drs | --drs none | weights loss
 drs | --delta 0.2 | weights loss | --drs fixed
 drs | --resize 36 | weights loss
+drs | --recalibrate | weights loss | --drs fixed --init {without}
 refine | --maps-dir {maps2} | images inputs.localization-maps weights loss
 
 maps labels | --data-root {other} | images pixels

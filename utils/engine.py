@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from utils.logging import progress
@@ -95,6 +96,32 @@ def train_epoch(network: nn.Module, batches: Batches,
     total = runtime.sum(training.loss)
     check_finite(total)
     return {"loss": float(total) / max(1, len(batches)), "steps": len(batches) // accumulate}
+
+
+@torch.no_grad()
+def renew_statistics(network: nn.Module, batches: Batches,
+                     loss_fn: Callable[[nn.Module, Batch], Tensor], training: Trained
+                     ) -> dict[str, float]:
+    """One pass over `batches` in which no weight changes: the statistics that batch norm has stored
+    become their means over the batches. Arguments, result and errors are those of `train_epoch`."""
+    runtime: Machine = training.runtime
+    norms = [module for module in network.modules()
+             if isinstance(module, _BatchNorm) and module.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+    network.train()
+    for index, batch in enumerate(progress(batches, "statistics", enabled=runtime.main), start=1):
+        for norm in norms:
+            norm.momentum = 1 / index
+        with runtime.autocast():
+            loss = loss_fn(network, batch) * batches.weight
+        training.loss += loss.double() / runtime.world
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    total = runtime.sum(training.loss)
+    check_finite(total)
+    return {"loss": float(total) / max(1, len(batches)), "steps": 0}
 
 
 def check_finite(loss: Tensor) -> None:

@@ -125,6 +125,24 @@ def init_trunk(model: Any, source: str) -> None:
     log.info("initial weights: %d trunk tensors of %s; head and DRS at random", len(names), source)
 
 
+def init_classifier(model: Any, source: str, classes: Sequence[str]) -> None:
+    """Give `model` all the weights of a trained classifier, which has the same but for DRS.
+
+    Raises:
+        UserError: the file holds no classifier, or it does not fit the model or the classes.
+    """
+    found = checkpoint.read(source)
+    if found.own and found.network["network"] != "classifier":
+        raise UserError(f"--init {source}: holds a {found.network['network']} network; "
+                        "--recalibrate needs a classifier")
+    if found.classes not in (None, list(classes)):
+        raise UserError(f"--init {source}: was trained for other classes than the data set has, or "
+                        "in another order")
+    checkpoint.check_fit(model, found.state, Path(source))
+    model.load_state_dict(found.state)
+    log.info("initial weights: the classifier of %s", source)
+
+
 def training_record(args: argparse.Namespace, root: Any, entries: Sequence[Any], runtime: Runtime,
                     val_set: Any = None) -> provenance.Record:
     """What a training with these options, data set and entries of a list is made from.
