@@ -68,10 +68,3 @@ def load_maps(path: Path, num_classes: int) -> tuple[np.ndarray, list[int]]:
     if classes != sorted(set(classes)) or any(not 0 <= c < num_classes for c in classes):
         raise UserError(f"{path}: classes {classes}, but the data set has {num_classes}")
     return maps, classes
-
-
-def dense_maps(maps: np.ndarray, classes: Sequence[int], num_classes: int) -> np.ndarray:
-    """Sparse (K, H, W) -> (num_classes, H, W), 0 where a class is absent."""
-    dense = np.zeros((num_classes, *maps.shape[1:]), maps.dtype)
-    dense[list(classes)] = maps
-    return dense

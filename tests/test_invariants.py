@@ -32,7 +32,7 @@ from datasets.tables import read_table
 from datasets.transforms import ClassifierTraining, Evaluation, ImageOnly, RefinementTraining
 from datasets.voc import collate
 from labelling.labels import IGNORE, read_label, save_label
-from labelling.maps import dense_maps, load_maps, save_maps, to_bytes
+from labelling.maps import load_maps, save_maps, to_bytes
 from labelling.metrics import ConfusionMatrix, count_labels, mean_iou
 from labelling.regions import outline, regions, without_small_regions
 from labelling.rule import CONFLICT_COUNT, CONFLICT_SCORE, fuse
@@ -158,9 +158,6 @@ def test_maps_come_back(scratch, seed, size, classes, exact):
     assert found == present and maps.dtype == np.uint8 and maps.shape == (len(present), *size)
     error = scores.numpy() * 255 - maps  # truncated, not rounded
     assert (error > -1e-4).all() and (error < 1).all()
-    dense = dense_maps(maps, found, 20)
-    assert dense.shape == (20, *size) and np.array_equal(dense[present], maps)
-    assert not dense[[c for c in range(20) if c not in classes]].any()
     if present:
         with pytest.raises(UserError, match="but the data set has"):
             load_maps(path, present[-1])

@@ -8,7 +8,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from labelling.labels import colorize, read_label, save_label, voc_palette
-from labelling.maps import KEY, MAX_PIXELS, dense_maps, load_maps, save_maps, to_bytes
+from labelling.maps import KEY, MAX_PIXELS, load_maps, save_maps, to_bytes
 from labelling.metrics import ConfusionMatrix
 from labelling.rule import background_scores, fuse
 from utils.files import UserError
@@ -160,9 +160,6 @@ def test_maps_of_any_number_and_size(tmp_path, count, height, width):
     save_maps(tmp_path / "maps.png", maps, range(count))
     again, classes = load_maps(tmp_path / "maps.png", 3)
     assert again.shape == maps.shape and (again == maps).all() and classes == list(range(count))
-    dense = dense_maps(again, classes, 4)
-    assert dense.shape == (4, height, width) and (dense[:count] == maps).all()
-    assert not dense[count:].any()
 
 
 @pytest.mark.parametrize("text", [None, "", "4", "4 classes 1", "4x4 classes x", "3x4 classes 1",
