@@ -1,6 +1,6 @@
 """All measurements in one go: python -m benchmarks [--quick]. Each module also runs alone.
 
-Run it on a machine that does nothing else: 19 minutes on two cores, --quick some minutes.
+Run it on a machine that does nothing else: 19 minutes on two cores, --quick two and a half.
 """
 
 import argparse
