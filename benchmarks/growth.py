@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.data_path import make_root
@@ -70,24 +71,30 @@ def stages(root: Path, run: Path) -> dict[str, list[object]]:
                          "--name", "maps"]}
 
 
+def grown(drawn: Path, folder: Path, counts: Sequence[int]
+          ) -> dict[str, list[tuple[float, float, float]]]:
+    """Stage -> what `measure` finds over so many links to the images of `drawn`, for each count."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
+    for count in counts:
+        root, run = folder / f"{count}", folder / f"run{count}"
+        link(drawn, root, count)
+        measure("train_drs.py", "--data-root", drawn, "--run-dir", run, "--list", "all", *TRAIN)
+        for stage, command in stages(root, run).items():
+            found.setdefault(stage, []).append(measure(*command))
+    return found
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="+", default=[100, 1000, 10000])
     args = parser.parse_args(argv)
-    found: dict[str, list[tuple[float, float, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "drawn").mkdir()
         make_root(folder / "drawn", None, DRAWN)
-        for count in args.images:
-            root, run = folder / f"{count}", folder / f"run{count}"
-            link(folder / "drawn", root, count)
-            measure("train_drs.py", "--data-root", folder / "drawn", "--run-dir", run, "--list",
-                    "all", *TRAIN)
-            for stage, command in stages(root, run).items():
-                found.setdefault(stage, []).append(measure(*command))
+        found = grown(folder / "drawn", folder, args.images)
     print("| stage | " + " | ".join(f"{count:,}: s, ms an image, MiB" for count in args.images)
           + " |\n| --- |" + " ---: |" * len(args.images))
     for stage, rows in found.items():

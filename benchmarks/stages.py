@@ -16,11 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
-
-from benchmarks.data_path import SIZE, Official, make_root
-from benchmarks.growth import DRAWN, TRAIN, link, link_files, measure, stages
+from benchmarks.data_path import Official, make_root
+from benchmarks.growth import DRAWN, grown, link, link_files, measure
 from datasets.layout import DataRoot
 
 EPOCHS = 3
@@ -34,7 +31,7 @@ def floor(root: DataRoot) -> float:
     for _ in range(5):
         start = time.process_time()
         for index in range(DRAWN):
-            np.array(official.image(index).resize((SIZE, SIZE), Image.Resampling.BILINEAR))
+            official.floor(index)
         rounds.append(time.process_time() - start)
     return min(rounds) / DRAWN
 
@@ -53,15 +50,9 @@ def trainings(root: Path, run: Path, images: int) -> dict[str, float]:
 
 def labelling(drawn: Path, folder: Path, images: int) -> dict[str, float]:
     """Stage -> seconds an image, without the start."""
-    counts, taken = (images // 10, images), dict[str, list[float]]()
-    for count in counts:
-        root, run = folder / f"{count}", folder / f"run{count}"
-        link(drawn, root, count)
-        measure("train_drs.py", "--data-root", drawn, "--run-dir", run, "--list", "all", *TRAIN)
-        for stage, command in stages(root, run).items():
-            taken.setdefault(stage, []).append(measure(*command)[0])
-    return {stage: (of_all - of_some) / (counts[1] - counts[0])
-            for stage, (of_some, of_all) in taken.items()}
+    some = images // 10
+    return {stage: (of_all[0] - of_some[0]) / (images - some)
+            for stage, (of_some, of_all) in grown(drawn, folder, (some, images)).items()}
 
 
 def main(argv: list[str] | None = None) -> None:

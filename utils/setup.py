@@ -131,13 +131,11 @@ def init_classifier(model: Any, source: str, classes: Sequence[str]) -> None:
     Raises:
         UserError: the file holds no classifier, or it does not fit the model or the classes.
     """
-    found = checkpoint.read(source)
+    found = checkpoint.read_network(argparse.Namespace(
+        checkpoint=Path(source), network=None, drs=None, delta=None, image_size=0), classes)
     if found.own and found.network["network"] != "classifier":
         raise UserError(f"--init {source}: holds a {found.network['network']} network; "
                         "--recalibrate needs a classifier")
-    if found.classes not in (None, list(classes)):
-        raise UserError(f"--init {source}: was trained for other classes than the data set has, or "
-                        "in another order")
     checkpoint.check_fit(model, found.state, Path(source))
     model.load_state_dict(found.state)
     log.info("initial weights: the classifier of %s", source)
