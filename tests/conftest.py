@@ -22,6 +22,12 @@ settings.register_profile("drs", derandomize=True, deadline=None, max_examples=6
 settings.load_profile("drs")
 
 
+@pytest.fixture(autouse=True)
+def seeded(request: pytest.FixtureRequest) -> None:
+    """The same random numbers whatever ran before in this process, and others with --seed."""
+    torch.manual_seed(request.config.option.seed)
+
+
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data root: 3 classes, 8 training images, 2 for evaluation, 3 of single objects."""
@@ -66,9 +72,10 @@ def run(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The longer versions of the tests that break things."""
+    """Other random numbers, and longer versions of the tests that break things."""
     parser.addoption("--mutations", type=int, default=1, metavar="N",
                      help="try N times as many damaged files")
+    parser.addoption("--seed", type=int, default=0, help="of each test's random numbers")
     parser.addoption("--every-crash-point", action="store_true",
                      help="interrupt stages at every file operation, with every signal")
 

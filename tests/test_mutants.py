@@ -3,7 +3,7 @@
 from collections import Counter
 
 import pytest
-from mutants.faults import Fault, read_table
+from mutants.faults import ROOT, Fault, read_table
 
 FAULTS = read_table()
 
@@ -25,7 +25,16 @@ def test_fault_that_no_longer_fits_is_named() -> None:
         fault.check()
 
 
-def test_function_of_a_fault() -> None:
-    places = {fault.name: fault.function() for fault in FAULTS if fault.file.endswith(".py")}
-    assert places["drs-fixed-no-relu"] == "forward"
-    assert places["labels-threshold"] == "<module>"
+@pytest.mark.parametrize(("old", "begin"), [
+    ("return F.avg_pool2d(x, x.shape[2:])", "return F.avg_pool2d("),
+    ("and x.numel() > 0\n", "return (ENABLED and "),  # a statement of three lines
+    ("def averages(x: Tensor) -> Tensor:", "if on_cpu(x):")])
+def test_lines_of_a_fault(old: str, begin: str) -> None:
+    fault = Fault("name", "models/suppression.py", "why", old, "")
+    line, = fault.lines()
+    assert (ROOT / fault.file).read_text(encoding="utf-8").splitlines()[line - 1].strip() \
+        .startswith(begin)
+
+
+def test_a_file_that_is_not_python_has_no_lines() -> None:
+    assert not next(fault for fault in FAULTS if fault.file.endswith(".yaml")).lines()

@@ -19,11 +19,6 @@ DTYPES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 3e-2}
 DELTA = 0.5
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
 def with_ties(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Tensor:
     x = torch.randint(-6, 7, shape).to(dtype) / 2
     x[0, 0] = -1  # a dead channel
@@ -66,9 +61,11 @@ def test_equals_the_formula_written_out(monkeypatch, gpu, dtype, layout, relu):
             ours, expected = (results(monkeypatch, fused, module, x, gradient, relu)
                               for fused in (True, False))
             assert torch.equal(ours[0], expected[0])
+            # Of the size of the terms: in the sum, which a parameter gets, they may cancel out.
+            size = max(float(one.abs().max()) for one in expected[1:])
             for one, other in zip(ours[1:], expected[1:], strict=True):
                 torch.testing.assert_close(one, other, rtol=DTYPES[dtype],
-                                           atol=DTYPES[dtype] * float(other.abs().max() + 1e-9))
+                                           atol=DTYPES[dtype] * size)
             assert all(t.is_contiguous(memory_format=layout) for t in ours[:2])
             tied += int(((ours[0] == x) & (x == x.amax((2, 3), keepdim=True) / 2)).sum())
     assert tied > 20

@@ -1,17 +1,17 @@
 """Small faults put into the code, one at a time: which do the tests notice?
 
     python -m tests.mutants                       all that have no result yet, two at a time
+    python -m tests.mutants --seconds 30          each with no more than the quickest tests
     python -m tests.mutants --survivors           those again that no test noticed
     python -m tests.mutants --module labelling    a part; --only NAME ... single ones, again
 
 In: table.toml. Out: a line a fault, and a table at the end; WORK_DIR/results.json, from which an
 interrupted run goes on. The working tree is never touched: each worker has a copy of its own.
 
-A fault first meets the tests that name its function, then the test files that name its module, then
-those that call its function, then slow tests; quick files before long ones. Who calls what, also in
-the processes that tests start, is recorded once by --record (calls.json); test files of which
-nothing is recorded count if they name the module. --near stops after the first of these groups that
-there is. A run that takes far longer than it should counts as noticed.
+Which test executes which line, also in the processes that it starts, is recorded first, and again
+when a test file has changed (WORK_DIR/record/). A fault meets the tests that execute its lines:
+first those that name its function, then all others, the quickest first; in a file that is not
+Python, the test files that name it. A run that takes far longer than it should counts as noticed.
 """
 
 import argparse
@@ -27,17 +27,19 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
+from xml.etree import ElementTree
+
+from coverage import CoverageData
 
 from tests.mutants.faults import ROOT, Fault, read_table
 
-QUICK, SLOW = "not slow and not cuda", "slow and not cuda"
-UNKNOWN = 60  # seconds, guessed where nothing is recorded
-LIMIT = 300  # seconds, and three times what was recorded: the machine may be busy
+LIMIT = 200  # seconds, and three times what was recorded: the machine may be busy
 # Lint and types are not behaviour; and the table fits no code but that without a fault.
 LEFT_OUT = {"tests/test_house.py", "tests/test_mutants.py"}
 USAGE, NOTHING_RUN = 4, 5  # pytest's exit statuses: no such test; no test was selected
@@ -64,12 +66,12 @@ class Copy:
                 "PYTHONPATH": str(self.root), "VIRTUAL_ENV": sys.prefix,
                 "PATH": f"{sys.prefix}/bin{os.pathsep}{os.environ['PATH']}"})
 
-    def pytest(self, files: Sequence[str], marks: str, seconds: float, *options: str,
-               **environment: str) -> tuple[int | None, str]:
+    def pytest(self, tests: Sequence[str], seconds: float, *options: str, **environment: str
+               ) -> tuple[int | None, str]:
         """Exit status (None: the time was up) and output of pytest on some files or tests."""
         job = {"seconds": seconds, "environment": environment, "output": str(self.output),
                "arguments": ["-q", "--no-header", "-rfE", "-p", "no:cacheprovider", "--tb=line",
-                             "-m", marks, f"--basetemp={self.scratch}", *options, *files]}
+                             "-m", "not cuda", f"--basetemp={self.scratch}", *options, *tests]}
         self.server.stdin.write(json.dumps(job) + "\n")
         self.server.stdin.flush()
         status = json.loads(self.server.stdout.readline())
@@ -89,113 +91,138 @@ class Copy:
         os.utime(path, (self.changes, self.changes))
 
 
+class Record:
+    """What one test file was seen to execute."""
+
+    def __init__(self, file: Path) -> None:
+        self.seconds: dict[str, float] = _read(file)["seconds"]
+        self.lines = None
+        if file.with_suffix(".lines").is_file():
+            self.lines = CoverageData(str(file.with_suffix(".lines")))
+            self.lines.read()
+
+    def executing(self, file: str, lines: Collection[int]) -> tuple[set[str], bool]:
+        """The tests that execute one of the lines of a file, and whether it is executed outside of
+        tests as well, by a fixture or at import: then it may concern any of them."""
+        tests, outside = set[str](), False
+        for measured in self.lines.measured_files() if self.lines else ():
+            if measured.endswith(f"/tree/{file}"):
+                contexts = self.lines.contexts_by_lineno(measured)
+                for context in {one for line in lines for one in contexts.get(line, ())}:
+                    # "TEST|run" in pytest's own process, "TEST (call)" in those it starts.
+                    during = re.fullmatch(r"(.+)(?:\|run| \(call\))", context, re.S)
+                    if during:
+                        tests.add(during[1])
+                    else:
+                        outside = True
+        return tests, outside
+
+
 class Run:
     """What is known of tests and faults, kept in a folder."""
 
-    def __init__(self, folder: Path, near: bool = False) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.near = near
-        self.calls_file, self.results_file = folder / "calls.json", folder / "results.json"
-        self.calls: dict[str, dict[str, Any]] = _read(self.calls_file)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "record"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.results_file = folder / "results.json"
         self.results: dict[str, dict[str, Any]] = _read(self.results_file)
         self.lock = threading.Lock()
         # As they are now: the working tree may change during the run.
         self.code = {fault.file: (ROOT / fault.file).read_text(encoding="utf-8")
                      for fault in read_table()}
         self.texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in test_files()}
+        self.records: dict[str, Record] = {}
 
-    def unrecorded(self) -> list[tuple[str, str]]:
-        """(test file, marks) of which it is not known what they call."""
-        units = [(name, marks) for marks in (QUICK, SLOW) for name in test_files()]
-        return [(name, marks) for name, marks in units
-                if self.calls.get(f"{name} {marks}", {}).get("digest") != _digest(name)]
+    def unrecorded(self) -> list[str]:
+        """The test files of which it is not known what they execute."""
+        return [name for name in self.texts
+                if _read(self._record_file(name)).get("digest") != _digest(self.texts[name])]
 
-    def record(self, copy: Copy, unit: tuple[str, str]) -> None:
-        """Run a test file and note what it calls."""
-        name, marks = unit
-        shutil.copy(Path(__file__).with_name("calls.py"), copy.root / "sitecustomize.py")
-        start = time.monotonic()
-        with tempfile.TemporaryDirectory() as calls:
-            status, output = copy.pytest([name], marks, 9 * LIMIT, DRS_CALLS=calls)
-            called: dict[str, set[str]] = {}
-            for path in Path(calls).iterdir():
-                for line in path.read_text(encoding="utf-8").splitlines():
-                    file, _, function = line.rpartition(" ")
-                    called.setdefault(file, set()).add(function)
-        seconds = round(time.monotonic() - start, 1)
-        if status not in (0, NOTHING_RUN):  # by being watched?
-            status, output = copy.pytest([name], marks, 9 * LIMIT)
-        entry = {"digest": _digest(name), "seconds": seconds,
-                 "status": status,
-                 "calls": {file: sorted(names) for file, names in sorted(called.items())}}
-        with self.lock:
-            self.calls[f"{name} {marks}"] = entry
-            _write(self.calls_file, self.calls)
-        if status not in (0, NOTHING_RUN):
-            print(f"{name} fails without any fault, and is left out:\n{output[-2000:]}")
-        print(f"recorded {name} ({marks}): {entry['seconds']} s", flush=True)
+    def record(self, copy: Copy, name: str) -> None:
+        """Run a test file and note which lines each of its tests executes."""
+        start, target = time.monotonic(), self._record_file(name)
+        with tempfile.TemporaryDirectory() as scratch:
+            config, times = str(copy.root / "tests" / "mutants" / "coveragerc"), f"{scratch}/times"
+            status, output = copy.pytest(
+                [name], 9 * LIMIT, "--cov", f"--cov-config={config}", "--cov-context=test",
+                "--cov-report=", f"--junitxml={times}", "-o", "junit_family=xunit1",
+                COVERAGE_FILE=f"{scratch}/lines", COVERAGE_PROCESS_START=config,
+                MUTANTS_TREE=str(copy.root))
+            if status not in (0, 1, NOTHING_RUN):
+                raise RuntimeError(f"{name}: {output}")
+            seconds = {}
+            for case in ElementTree.parse(times).iter("testcase"):
+                test = f"{name}::{case.get('name')}"
+                if case.find("failure") is not None or case.find("error") is not None:
+                    print(f"{test} fails without any fault, and is left out", flush=True)
+                elif case.find("skipped") is None:
+                    seconds[test] = float(case.get("time", 0))
+            if Path(scratch, "lines").is_file():
+                shutil.copy(Path(scratch, "lines"), target.with_suffix(".lines"))
+        _write(target, {"digest": _digest(self.texts[name]), "seconds": seconds})
+        print(f"recorded {name}: {time.monotonic() - start:.0f} s", flush=True)
 
-    def concerned(self, fault: Fault) -> list[tuple[list[str], str, float]]:
-        """Groups of tests that a fault meets, with marks and usual seconds, in this order: tests
-        that name its function, files that name its module, files that call its function, slow
-        tests of either."""
-        groups: list[list[tuple[float, str]]] = [[], [], []]
-        namers = naming(fault, self.texts)
-        for name in self.texts:
-            named = name in namers
-            for marks in (QUICK, SLOW):
-                entry = self.calls.get(f"{name} {marks}")
-                if entry is not None and entry["digest"] != _digest(name):
-                    entry = None  # of the file as it was
-                if entry is not None and entry["status"] != 0:
-                    continue
-                if named or entry is not None and fault.file.endswith(".py") and \
-                        fault.function() in entry["calls"].get(fault.file, ()):
-                    groups[2 if marks == SLOW else 0 if named else 1].append(
-                        (UNKNOWN if entry is None else entry["seconds"], name))
-        files = [([name for _, name in sorted(group)], marks, sum(part[0] for part in group))
-                 for group, marks in zip(groups, (QUICK, QUICK, SLOW), strict=True) if group]
-        first = [f"{name}::{test}" for _, name in sorted(groups[0])
-                 for test in mentioning(fault, self.texts[name])]
-        return [(first, QUICK, files[0][2]), *files] if first else files
+    def concerned(self, fault: Fault) -> list[tuple[str, float]]:
+        """The tests that a fault meets, with their usual seconds, in this order: those that name
+        its function, those that execute a line of it, those whose file does so in a fixture or at
+        import and names the module, then those whose file does not; the quickest first."""
+        found: list[tuple[int, float, str]] = []
+        namers, lines = naming(fault, self.texts), fault.lines()
+        for name, text in self.texts.items():
+            if name not in self.records:
+                self.records[name] = Record(self._record_file(name))
+            record, named = self.records[name], name in namers
+            direct, outside = record.executing(fault.file, lines)
+            outside |= named and not lines
+            mentioned = mentioning(fault, text) if named else ()
+            for test, seconds in record.seconds.items():
+                if test.removeprefix(f"{name}::").partition("[")[0] in mentioned:
+                    found.append((0, seconds, test))
+                elif test in direct:
+                    found.append((1, seconds, test))
+                elif outside:
+                    found.append((2 if named else 3, seconds, test))
+        return [(test, seconds) for _, seconds, test in sorted(found)]
 
-    def judge(self, copy: Copy, fault: Fault) -> None:
+    def _record_file(self, name: str) -> Path:
+        return self.folder / Path(name).with_suffix(".json").name
+
+    def judge(self, copy: Copy, fault: Fault, limit: float) -> None:
         """Put a fault into a copy, run the tests concerned, take it out again."""
         start, noticed, met = time.monotonic(), "", 0
-        for files, marks, usual in self.concerned(fault)[:1 if self.near else None]:
-            met += sum("::" not in name for name in files)
-            if noticed := self.meet(copy, fault, files, marks, LIMIT + 3 * usual):
+        for tests, usual in portions(self.concerned(fault), limit):
+            met += len(tests)
+            if noticed := self.meet(copy, fault, tests, LIMIT + 3 * usual):
                 break
         with self.lock:
             self.results[fault.name] = {
-                "fault": _digest_of(fault), "noticed": noticed, "met": met, "near": self.near,
-                "seconds": round(time.monotonic() - start)}
+                "fault": fault.digest(),
+                "noticed": noticed, "met": met, "seconds": round(time.monotonic() - start)}
             _write(self.results_file, self.results)
             print(f"{len(self.results):4d}  {fault.name:32}"
-                  f"{noticed or f'--- NOT NOTICED by {met} test files'}", flush=True)
+                  f"{noticed or f'--- NOT NOTICED by {met} tests'}", flush=True)
 
-    def meet(self, copy: Copy, fault: Fault, files: Sequence[str], marks: str, seconds: float
-             ) -> str:
+    def meet(self, copy: Copy, fault: Fault, tests: Sequence[str], seconds: float) -> str:
         """The test that notices the fault, or "". One that fails without the fault as well, on a
         busy machine say, does not count."""
         passed_over: list[str] = []
         while True:
             copy.put(fault.file, self.code[fault.file].replace(fault.old, fault.new))
-            status, output = copy.pytest(files, marks, seconds, "-x", *passed_over)
+            status, output = copy.pytest(tests, seconds, "-x", *passed_over)
             copy.put(fault.file, self.code[fault.file])
             if status in (0, NOTHING_RUN):
                 return ""
-            if status == USAGE:
+            if status == USAGE and "ERROR: not found" in output:
                 raise RuntimeError(output)
             failed = re.findall(r"^(?:FAILED|ERROR) (tests/\S+::.+?)(?: - .*)?$", output, re.M)
             if not failed:
                 return "time" if status is None else "no test could be collected"
-            if copy.pytest(failed[-1:], marks, seconds)[0] == 0:
+            if copy.pytest(failed[-1:], seconds)[0] == 0:
                 return failed[-1]
             passed_over.append(f"--deselect={failed[-1]}")
 
     def is_done(self, fault: Fault) -> bool:
-        return self.results.get(fault.name, {}).get("fault") == _digest_of(fault)
+        return self.results.get(fault.name, {}).get("fault") == fault.digest()
 
     def table(self, faults: Sequence[Fault]) -> str:
         """How many faults of each module were noticed, and the names of the others."""
@@ -211,6 +238,24 @@ class Run:
         if len(judged) < len(faults):
             lines.append(f"not tried yet: {len(faults) - len(judged)}")
         return "\n".join(lines)
+
+
+def portions(tests: Iterable[tuple[str, float]], limit: float
+             ) -> Iterator[tuple[list[str], float]]:
+    """(tests, seconds) in portions that grow: few starts of pytest, and a first answer soon. Tests
+    beyond `limit` seconds in all are left out."""
+    portion, seconds, total, size = [], 0.0, 0.0, 10.0
+    for test, usual in tests:
+        total += usual
+        if total > limit:
+            break
+        portion.append(test)
+        seconds += usual
+        if seconds > size:
+            yield portion, seconds
+            portion, seconds, size = [], 0.0, 3 * size
+    if portion:
+        yield portion, seconds
 
 
 def test_files() -> list[str]:
@@ -252,12 +297,8 @@ def _write(path: Path, value: object) -> None:
     new.replace(path)
 
 
-def _digest(name: str) -> str:
-    return hashlib.sha256((ROOT / name).read_bytes()).hexdigest()[:16]
-
-
-def _digest_of(fault: Fault) -> str:
-    return hashlib.sha256(f"{fault.file}\0{fault.old}\0{fault.new}".encode()).hexdigest()[:16]
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def share_out(work: Callable[[Copy, Any], None], items: Iterable[Any], jobs: int) -> None:
@@ -295,18 +336,19 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these, again")
     parser.add_argument("--module", metavar="PREFIX", help="faults in files that begin so")
     parser.add_argument("--survivors", action="store_true", help="again those not noticed")
-    parser.add_argument("--near", action="store_true", help="only the first group of tests")
-    parser.add_argument("--record", action="store_true", help="record the tests' calls, no more")
+    parser.add_argument("--seconds", type=float, default=float("inf"), metavar="S",
+                        help="a fault meets only the first tests, that take so long in all")
+    parser.add_argument("--record", action="store_true", help="record what tests execute, no more")
     parser.add_argument("--table", action="store_true", help="show what is known, no more")
     args = parser.parse_args()
-    run, faults = Run(args.work_dir, args.near), read_table()
+    run, faults = Run(args.work_dir), read_table()
     if args.module:
         faults = [fault for fault in faults if fault.file.startswith(args.module)]
     if unknown := set(args.only) - {fault.name for fault in faults}:
         parser.error(f"no fault {', '.join(sorted(unknown))}")
-    if args.record:
-        return share_out(run.record, run.unrecorded(), args.jobs)
     if not args.table:
+        share_out(run.record, run.unrecorded(), args.jobs)
+    if not args.table and not args.record:
         if args.only:
             todo = [fault for fault in faults if fault.name in args.only]
         elif args.survivors:
@@ -315,7 +357,7 @@ def main() -> None:
         else:
             todo = [fault for fault in faults if not run.is_done(fault)]
         # In an order by chance, so that a run that ends early has seen all modules.
-        share_out(run.judge, sorted(todo, key=_digest_of), args.jobs)
+        share_out(partial(run.judge, limit=args.seconds), sorted(todo, key=Fault.digest), args.jobs)
     print(run.table(faults))
 
 

@@ -3,6 +3,7 @@
 import ast
 import re
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import yaml
@@ -52,6 +53,30 @@ class Fault:
         elif self.file.endswith(".yaml"):
             yaml.safe_load(text)
 
+    def digest(self) -> str:
+        """Changes with the fault."""
+        return sha256(f"{self.file}\0{self.old}\0{self.new}".encode()).hexdigest()[:16]
+
+    def lines(self) -> set[int]:
+        """The lines, from 1, by whose execution one knows that the fault was met: where the
+        statements begin that it changes; of a function's head, the first of its body. None in a
+        file that is not Python."""
+        if not self.file.endswith(".py"):
+            return set()
+        text = (ROOT / self.file).read_text(encoding="utf-8")
+        first = text[:text.index(self.old)].count("\n") + 1
+        changed = range(first + self._first_change(), first + self.old.rstrip("\n").count("\n") + 1)
+        statements = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.stmt)]
+        lines = set()
+        for line in changed or (changed.start,):
+            inside = [node for node in statements if node.lineno <= line <= (node.end_lineno or 0)]
+            if inside:
+                innermost = max(inside, key=lambda node: (node.lineno, -(node.end_lineno or 0)))
+                if isinstance(innermost, ast.FunctionDef):  # but a docstring is not executed
+                    innermost = innermost.body[ast.get_docstring(innermost) is not None]
+                lines.add(innermost.lineno)
+        return lines
+
     def around(self) -> list[ast.ClassDef | ast.FunctionDef]:
         """The classes and functions that the fault is in, the outermost first."""
         text = (ROOT / self.file).read_text(encoding="utf-8")
@@ -62,11 +87,6 @@ class Fault:
                  # Defaults and decorators are evaluated where the function is defined.
                  and (isinstance(node, ast.ClassDef) or line >= node.body[0].lineno)]
         return sorted(found, key=lambda node: node.lineno)
-
-    def function(self) -> str:
-        """The name of the function that the fault is in; "<module>" if it is in none."""
-        names = [node.name for node in self.around() if isinstance(node, ast.FunctionDef)]
-        return names[-1] if names else "<module>"
 
     def words(self) -> list[str]:
         """What a test may call it by: functions, classes, or the word that the line begins with."""

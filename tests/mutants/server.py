@@ -30,8 +30,6 @@ def child(job: dict) -> None:
     sys.argv = ["pytest", *job["arguments"]]
     # What starts processes by `spawn` runs the main module again, unless it has no file.
     del sys.modules["__main__"].__file__
-    if "DRS_CALLS" in job["environment"]:
-        importlib.import_module("sitecustomize")
     status = 1
     try:
         status = int(importlib.import_module("pytest").main(job["arguments"]))
