@@ -61,6 +61,19 @@ def test_the_numbers_on_the_page_are_those_in_the_files(finished, demo):
         assert np.array_equal(decode(image["salient"]), saliency)
 
 
+def test_the_numbers_of_smaller_maps_are_rounded(demo, finished, tmp_path):
+    """Over an image's width, from its first column to its last, the score grows evenly to 1."""
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    name = DataRoot(demo).entries("train_aug")[0].id
+    save_maps(run / "localization_maps" / f"{name}.png", np.array([[[0, 255]] * 2], np.uint8), [0])
+    run_stage("report", "--data-root", demo, "--run-dir", run, "--list", "train_aug")
+    record, = (image for image in page_data(run / "report.html")["images"] if image["id"] == name)
+    height, width = record["size"]
+    numbers = decode(record["layers"]["drs"]["numbers"])
+    assert numbers.shape == (height, width)
+    assert (numbers == np.rint(np.arange(width) / (width - 1) * 255)).all()
+
+
 @pytest.mark.parametrize("orientation", [3, 6])
 def test_a_mask_drawn_on_the_photo_as_it_is_stored(demo, finished, tmp_path, orientation):
     """It belongs on the page and in the pictures as much as one of the upright photo."""
