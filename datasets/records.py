@@ -71,7 +71,7 @@ class _Text:
         """Bytes of the file before this point."""
         return self.before + self.at
 
-    def more(self, size: int = CHUNK) -> None:
+    def more(self, size: int) -> None:
         """Append the next bytes; forget what lies before this point."""
         data = self.file.read(size)
         self.ended = not data
@@ -87,7 +87,7 @@ class _Text:
                 return self.text[self.at]
             if self.ended:
                 return ""
-            self.more()
+            self.more(CHUNK)
 
     def take(self, expected: str) -> str:
         """Step over one of the `expected` characters; returns it."""

@@ -421,6 +421,16 @@ def test_grey_masks_are_numbers_in_the_labelmap(data, tmp_path):
     np.testing.assert_array_equal(read_label(tmp_path / "back" / "beach day.png"), label)
 
 
+def test_black_is_the_background_whatever_its_name(data, tmp_path):
+    label = data[1]["beach day"]
+    source = cvat_folder(tmp_path / "task", {"beach day": label}, ["beach day"])
+    names = source / "labelmap.txt"
+    names.write_text(names.read_text("utf-8").replace("background:", "Hintergrund:"), "utf-8")
+    run_stage("export_labels", "--data-root", data[0] / "photos", "--import-cvat", source,
+              "--output-dir", tmp_path / "back")
+    np.testing.assert_array_equal(read_label(tmp_path / "back" / "beach day.png"), label)
+
+
 LABELMAP = "background:0,0,0::\ncat:61,61,245::\n"
 HOSTILE = {  # what is wrong -> (labels, list, labelmap, words of the message)
     "unknown image": ({}, ["nobody"], None, "'nobody'"),

@@ -11,6 +11,7 @@ from labelling.labels import colorize, read_label, save_label, voc_palette
 from labelling.maps import KEY, MAX_PIXELS, load_maps, save_maps, to_bytes
 from labelling.metrics import ConfusionMatrix
 from labelling.rule import background_scores, fuse
+from labelling.visualize import overlay_label, overlay_maps
 from utils.files import UserError
 
 # What stands in a pixel: scores of classes 2, 5 and 9; its saliency; the label without and with
@@ -277,3 +278,21 @@ def test_metrics_refuse_other_sizes():
 def test_metrics_of_nothing():
     scores = ConfusionMatrix(2).scores()
     assert scores.miou == scores.pixel_accuracy == scores.precision == 0
+
+
+# Pictures
+
+def test_heat_is_red_where_the_score_is_high_and_blue_where_it_is_low():
+    maps = np.zeros((2, 3, 40), np.uint8)
+    maps[1, :, 20:] = 255  # the strongest counts
+    heat = overlay_maps(np.full((3, 40, 3), 100, np.uint8), maps).astype(int)
+    red, blue = heat[..., 0], heat[..., 2]
+    assert (red > blue)[:, 20:].all() and (red < blue)[:, :20].all()
+
+
+def test_a_label_over_its_image_lets_the_background_show():
+    image = np.full((1, 3, 3), 100, np.uint8)
+    drawn = overlay_label(image, np.array([[0, 1, 255]], np.uint8))[0].astype(int)
+    assert (drawn[0] == 100).all()
+    assert drawn[1].argmax() == 0 and drawn[1, 0] > 100  # VOC's first colour is a dark red
+    assert (drawn[2] > 190).all()

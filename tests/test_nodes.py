@@ -105,6 +105,20 @@ def test_two_machines_are_as_one_process(demo, run, tmp_path, port, started):
     assert one.read_bytes() == two.read_bytes()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_command_for_one_of_the_machines(tmp_path, port, started, status):
+    """It runs once, as a process of its own, and fails on every machine or on none."""
+    code = (f"import os, sys; print(os.environ.get('WORLD_SIZE', 'alone'), "
+            f"file=open({str(tmp_path / 'ran')!r}, 'a')); sys.exit({status})")
+    started += [start(port, "-m", "utils.once", "-c", code, processes=1) for _ in range(2)]
+    results = ends(*started)
+    assert [ended != 0 for ended, _ in results] == [status != 0] * 2, results
+    assert (tmp_path / "ran").read_text() == "alone\n"
+    told = [said for _, said in results if "failed on the first machine (status 3)" in said]
+    assert len(told) == (status != 0)
+
+
 EPOCHS = 40
 LONG = (*MACHINE, *TRAINING, "--epochs", EPOCHS, "--milestones", 30, "--val-list", "none")
 

@@ -217,6 +217,14 @@ def test_tables(tmp_path, name):
     assert f"labels: table {table.name}" in root.describe()
 
 
+def test_an_empty_cell_says_nothing_about_an_image(tmp_path):
+    """Unlike "-", which says that it shows none of the classes."""
+    photos(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    write(tmp_path / "labels.csv", "image,label\na.jpg,cat\nb.jpg,\nc.jpg,-\n")
+    assert labels(tmp_path) == {"a": {"cat"}, "c": set()}
+    assert "1 row without a class" in DataRoot(tmp_path).describe()
+
+
 def test_class_names_of_any_kind_in_a_table(tmp_path):
     photos(tmp_path, "x/a.jpg", "y/a.jpg", "b.jpg")
     names = ["AC/DC", "traffic light", "..", unicodedata.normalize("NFD", "Zürich"), "a\\b", "7"]
@@ -299,7 +307,8 @@ def test_an_unknown_class_is_named_where_classes_txt_says_which_there_are(tmp_pa
      {"image": "b c.jpg", "animal": ["dog", "cat"]}],
     [{"id": 1, "data": {"image": "/data/upload/a.jpg"}, "annotations": [
         {"result": [{"value": {"choices": ["dog"]}}], "was_cancelled": True},
-        {"result": [{"type": "choices", "value": {"choices": ["cat"]}}]}]},
+        {"result": [{"type": "choices", "value": {"choices": ["cat"]}}]},
+        {"result": [{"value": {"choices": ["dog"]}}], "was_cancelled": True}]},
      {"id": 2, "data": {"image": "/data/upload/b c.jpg"}, "annotations": [{"result": [
          {"value": {"rectanglelabels": ["cat"], "x": 1}}, {"value": {"rectanglelabels": ["dog"]}}
      ]}]}, {"id": 3, "data": {"image": "d.jpg"}, "annotations": []}],
@@ -466,7 +475,8 @@ def test_json_is_read_record_by_record(tmp_path):
     """The same whatever the sizes of what is read at once, in memory that does not grow."""
     from datasets import records as module
 
-    value = {"a": [1, "é\"]", {"b": [2]}, -0.5, None], "ü": 12, "c": [], "d": {"e": "{"}, "f": True}
+    value = {"a": [1, "é\"]", {"b": [2]}, -0.5, None], "ü": 12, "c": [], "d": {"e": "{"}, "f": True,
+             "g": [10 ** length for length in range(20)]}  # some end where a piece read does
     path = write(tmp_path / "x.json", json.dumps(value, ensure_ascii=False, indent=2))
     expected = [(key, i, item) for key, part in value.items()
                 for i, item in (enumerate(part) if isinstance(part, list) else [(-1, part)])]

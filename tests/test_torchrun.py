@@ -87,6 +87,26 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/stat").e
                                                    reason="needs /proc")]
 
 
+def test_what_a_restart_has_mended_is_not_reported(tmp_path):
+    """The error is that of the last restart."""
+    script = tmp_path / "fails.py"
+    script.write_text("""
+import argparse, os
+from utils.files import UserError
+from utils.stage import launch
+
+def main(args):
+    raise UserError("after restart " + os.environ["TORCHELASTIC_RESTART_COUNT"])
+
+launch(main, argparse.Namespace())
+""")
+    done = subprocess.run(
+        [*command("-m", "utils.torchrun", "--standalone", "--nproc-per-node", 1, "--max-restarts",
+                  2, script)], cwd=ROOT, env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == "error: after restart 2"
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_killed_process_ends_all_in_one_line(demo, unbroken, tmp_path, rank, request):
     if rank == "0" and not request.config.getoption("--every-crash-point"):
