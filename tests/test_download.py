@@ -642,6 +642,26 @@ def test_kill_at_every_step_then_again(server, tmp_path, merged):
     assert step > 10 and status == 0
 
 
+def test_half_of_an_archive_does_not_count_as_all_of_it(shop, monkeypatch):
+    """Not even where as many files lie as it should have at least."""
+    asset = MASKS._replace(counts={"*.png": 2})
+
+    def move_two(source: Path, target: Path) -> None:
+        target.mkdir(parents=True)
+        for path in sorted(source.iterdir())[:2]:
+            path.rename(target / path.name)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "merge", move_two)
+        with pytest.raises(KeyboardInterrupt):
+            shop.install(asset, MASKS_ZIP)
+    goal = shop.job(asset).place
+    assert len(contents(goal)) == 2 and not shop.job(asset).is_done()
+    shop.install(asset)
+    assert contents(goal) == IMAGES and shop.job(asset).is_done()
+
+
 def test_two_processes_at_once_share_the_work(server, shop):
     server.files, server.slow = {"SegmentationClassAug.zip": MASKS_ZIP}, 0.5
     processes = [shop.start("masks") for _ in range(2)]

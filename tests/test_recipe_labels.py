@@ -18,7 +18,7 @@ from PIL import Image
 from models.classifier import Classifier
 from models.refine import RefineNet
 
-WIDTH, SIDE, SCALES, SIDES = 0.125, 40, (0.8, 1.5), (32, 60)
+WIDTH, SIDE, SCALES, SIDES = 0.125, 40, (0.79, 1.49), (32, 60)  # sides are rounded
 KINDS = ("refine", "learnable")
 
 
@@ -97,6 +97,20 @@ def test_pseudo_labels(ten_images, weights, tmp_path, case):
         assert_stored(tmp_path / "maps" / f"{name}.png", scores[classes])
         found |= set(np.unique(expected).tolist())
     assert found >= {0, 1, 2, 3} and (255 in found) == (ignore and constant is None)
+
+
+def test_the_crf_starts_from_the_threshold_of_the_labels(ten_images, weights, tmp_path):
+    """Which is the larger of the two: a score below either is background."""
+    made = {}
+    for alpha, constant in ((0.3, 0.3), (0.3, 0.7), (0.7, 0.3), (0.7, 0.7)):
+        folder = tmp_path / f"{alpha} {constant}"
+        folder.mkdir()
+        label("make_pseudo_labels", ten_images, folder, weights["learnable"], "--no-ignore",
+              "--background", "crf", "--alpha", alpha, "--background-score", constant)
+        made[alpha, constant] = [reference.pixels(path).tolist()
+                                 for path in sorted((folder / "output").glob("*.png"))]
+    low, *high = made.values()
+    assert len(low) == 10 and low != high[0] and high[0] == high[1] == high[2]
 
 
 # evaluate.py
