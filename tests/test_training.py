@@ -153,13 +153,15 @@ def test_training_on_workers_is_the_same(demo, run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 3])
-def test_processes_train_as_one(demo, run, tmp_path, processes):
-    """A batch of 4; three processes hold 1, 1 and 2 images of it."""
-    run_script("train_drs.py", "--data-root", demo, "--run-dir", tmp_path, *MACHINE, *TRAINING,
-               processes=processes)
-    one, two = run / "classifier", tmp_path / "classifier"
+def test_processes_train_as_one(demo, tmp_path, processes):
+    """A batch of 4; three processes hold 1, 1 and 2 images of it. And two batches to validate on,
+    each in a process of its own."""
+    common = ("--data-root", demo, *MACHINE, *TRAINING, "--val-list", "train_aug")
+    run_stage("train_drs", *common, "--run-dir", tmp_path / "one")
+    run_script("train_drs.py", *common, "--run-dir", tmp_path / "two", processes=processes)
+    one, two = (tmp_path / name / "classifier" for name in ("one", "two"))
     for mine, theirs in zip(figures(one), figures(two), strict=True):
-        assert theirs == pytest.approx(mine, rel=1e-5)  # validated on all images, too
+        assert theirs == pytest.approx(mine, rel=1e-5)
     assert len(set(losses(one))) == 2  # they do change
     mine, theirs = read(one / "last.pth").state, read(two / "last.pth").state
     assert mine.keys() == theirs.keys()
