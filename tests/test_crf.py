@@ -162,6 +162,17 @@ def test_a_large_image_in_tiles_is_nearly_that_in_one():
     assert (whole.argmax(0) == tiled.argmax(0)).mean() > 0.995
 
 
+def test_a_tile_sees_what_decides_about_it_beyond_its_border():
+    """A grey image with evidence in its right half only, which decides for 20 pixels around."""
+    image, probabilities = np.full((40, 200, 3), 90, np.uint8), np.full((2, 40, 200), 0.52)
+    probabilities[:, :, 105:140] = 0.02
+    probabilities[1] = 1 - probabilities[0]
+    for max_pixels in (4500, 10_000):
+        label = crf_label(image, probabilities.astype(np.float32), CRFParams(
+            bilateral_xy=20.0, position_weight=0, max_pixels=max_pixels))
+        assert label[:, 85:155].all() and not label[:, :50].any()
+
+
 @pytest.mark.parametrize("length, side, margin", [(1, 1, 0), (10, 10, 3), (100, 30, 5),
                                                   (97, 20, 67), (4000, 1090, 67)])
 def test_tiles_cover_the_image_and_see_parts_of_one_size(length, side, margin):
