@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 import shutil
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models import suppression
 from models.drs import add_drs, remove_drs, suppress
+from models.probe import find_sites
 
 # Call sites and skipped activations; functional ones have DenseNet (1) and GoogLeNet (all).
 NETWORKS = {"vgg16": (13, 2), "resnet18": (17, 0), "resnet50": (49, 0), "resnext50_32x4d": (49, 0),
@@ -250,6 +252,30 @@ def test_calls_that_alternate_are_left_alone():
     """Which call it is cannot be counted from where its caller starts."""
     with pytest.raises(ValueError, match="no activation"):
         add_drs(Alternating())
+
+
+class Twice(nn.Module):
+    """Has a block of its own run twice, the second time on what `change` makes of its output."""
+
+    def __init__(self, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.conv, self.change = nn.Conv2d(3, 4, 3), change
+        self.block = Block(nn.Identity(), nn.ReLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.block(self.change(self.block(self.conv(x))))
+
+
+@pytest.mark.parametrize(("change", "layout"), [
+    (lambda x: x * 2, "BCHW"), (lambda x: torch.cat([x, x], 1), None),
+    (lambda x: x.permute(0, 2, 3, 1), None)], ids=["alike", "other channels", "other layout"])
+def test_a_block_that_runs_twice_gets_drs_if_its_features_are_alike(change, layout):
+    report = find_sites(Twice(change))
+    if layout:
+        assert [(site.path, site.layout) for site in report.sites] == [("block.relu", layout)]
+    else:
+        assert report.sites == [] and report.skipped == {
+            "block.relu": "block runs several times, with other channels"}
 
 
 @pytest.mark.parametrize("mode", ["fixed", "learnable"])

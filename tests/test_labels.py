@@ -11,7 +11,7 @@ from labelling.labels import colorize, read_label, save_label, voc_palette
 from labelling.maps import KEY, MAX_PIXELS, load_maps, save_maps, to_bytes
 from labelling.metrics import ConfusionMatrix
 from labelling.rule import background_scores, fuse
-from labelling.visualize import overlay_label, overlay_maps
+from labelling.visualize import overlay_label, overlay_maps, save_grid
 from utils.files import UserError
 
 # What stands in a pixel: scores of classes 2, 5 and 9; its saliency; the label without and with
@@ -296,3 +296,17 @@ def test_a_label_over_its_image_lets_the_background_show():
     assert (drawn[0] == 100).all()
     assert drawn[1].argmax() == 0 and drawn[1, 0] > 100  # VOC's first colour is a dark red
     assert (drawn[2] > 190).all()
+
+
+@pytest.mark.parametrize("width", [40, 200])
+def test_the_cells_of_a_grid_have_the_shape_of_its_pictures(tmp_path, width):
+    save_grid(tmp_path / "grid.png", [[np.zeros((80, width, 3), np.uint8)] * 3] * 2, "abc", side=80)
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.size == (3 * width, 2 * 80 + 30)
+
+
+def test_a_class_that_is_never_found_is_not_called_absent():
+    matrix = ConfusionMatrix(3)
+    matrix.update(np.array([0, 0]), np.array([0, 1]))
+    lines = matrix.scores().table(["background", "missed", "absent"]).splitlines()
+    assert ["not in the ground truth" in line for line in lines[1:4]] == [False, False, True]

@@ -87,6 +87,34 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not Path("/proc/self/stat").e
                                                    reason="needs /proc")]
 
 
+def test_threads_that_live_on_do_not_abort_what_is_done(tmp_path):
+    """Of a process group that is kept, say; here one that PyTorch is busy in all the time."""
+    script = tmp_path / "busy.py"
+    script.write_text("""
+import argparse, atexit, threading, time
+from utils.stage import launch
+
+def main(args):
+    import torch
+    from utils.runtime import setup
+
+    def work():
+        while True:
+            torch.rand(1_000_000).sort()
+
+    runtime = setup("cpu")
+    atexit.register(lambda: print("tidied", flush=True))
+    for _ in range(8):
+        threading.Thread(target=work, daemon=True).start()
+    time.sleep(0.2)
+    runtime.barrier()
+
+launch(main, argparse.Namespace())
+""")
+    done = run_script(str(script), processes=2)
+    assert done.stdout.count("tidied") == 2
+
+
 def test_what_a_restart_has_mended_is_not_reported(tmp_path):
     """The error is that of the last restart."""
     script = tmp_path / "fails.py"

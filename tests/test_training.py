@@ -449,6 +449,17 @@ def test_the_first_steps_foretell_the_time(monkeypatch):
     assert len(list(batches)) == 20 and len(said) == 1  # said once
 
 
+def test_the_time_foretold_is_that_of_what_is_left(monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr(loading.log, "info", lambda text, *args: said.append(text % args))
+    monkeypatch.setattr(loading, "time", SimpleNamespace(monotonic=iter((0.0, 30.0)).__next__))
+    order = ShuffledBatches(8, 2, seed=0, stretch=40)
+    batches = DeviceBatches(torch.utils.data.DataLoader(Figures(), batch_sampler=order), CPU)
+    batches.foretell, batches.done = 2, 20  # two epochs of 40 batches
+    list(batches)
+    assert said == ["3 s a batch: about 3 min in all, if validation takes none"]
+
+
 def test_epochs_too_short_to_time_a_batch_foretell_the_time_as_well(tmp_path, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr("utils.training.log.info", lambda text, *args: said.append(text % args))

@@ -1,6 +1,7 @@
 """How a stage begins and ends: its errors, a lock, a log, a record of what it did."""
 
 import argparse
+import atexit
 import logging
 import os
 import signal
@@ -110,6 +111,20 @@ def launch(stage: Callable[[argparse.Namespace], None], args: argparse.Namespace
             from utils.runtime import shutdown
 
             shutdown()
+    if not alone:
+        _end()
+
+
+def _end() -> None:
+    """End this process, one of several, in which all went well, without taking Python down.
+
+    Threads of the process group may live on, for DistributedDataParallel keeps it, and one that
+    lets go of a tensor while the interpreter ends aborts the process.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _interrupt(number: int, _: object) -> None:

@@ -207,8 +207,8 @@ class Run:
                   f"{noticed or f'--- NOT NOTICED by {met} tests'}", flush=True)
 
     def meet(self, copy: Copy, fault: Fault, tests: Sequence[str], seconds: float) -> str:
-        """The test that notices the fault, or "". One that fails without the fault as well, on a
-        busy machine say, does not count."""
+        """The test that notices the fault, or "". It must pass without the fault, and fail again
+        with it: one that fails now and then, on a busy machine say, does not count."""
         passed_over: list[str] = []
         while True:
             copy.put(fault.file, self.code[fault.file].replace(fault.old, fault.new))
@@ -221,9 +221,16 @@ class Run:
             failed = re.findall(r"^(?:FAILED|ERROR) (tests/\S+::.+?)(?: - .*)?$", output, re.M)
             if not failed:
                 return "time" if status is None else "no test could be collected"
-            if copy.pytest(failed[-1:], seconds)[0] == 0:
+            if copy.pytest(failed[-1:], seconds)[0] == 0 and self.fails(copy, fault, failed[-1]):
                 return failed[-1]
             passed_over.append(f"--deselect={failed[-1]}")
+
+    def fails(self, copy: Copy, fault: Fault, test: str) -> bool:
+        """Whether a test that has failed with the fault does so by itself, too."""
+        copy.put(fault.file, self.code[fault.file].replace(fault.old, fault.new))
+        status = copy.pytest([test], LIMIT)[0]
+        copy.put(fault.file, self.code[fault.file])
+        return status != 0
 
     def is_done(self, fault: Fault) -> bool:
         return self.results.get(fault.name, {}).get("fault") == fault.digest()
