@@ -38,6 +38,13 @@ def test_strides_and_names(name):
                 value, theirs[key.removeprefix("trunk.")])
 
 
+@pytest.mark.parametrize(("name", "stride"), [("resnet18", 16), ("convnext_tiny", 32)])
+def test_the_stride_where_none_is_asked_for(name, stride):
+    model = Backbone(3, name).eval()
+    with torch.no_grad():
+        assert model.class_maps(torch.zeros(1, 3, 64, 96)).shape[2:] == (64 // stride, 96 // stride)
+
+
 def test_without_dilation_the_trunk_is_torchvisions():
     theirs = torchvision.models.resnet18().eval()
     model = Backbone(3, "resnet18", 32).eval()

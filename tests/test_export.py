@@ -81,6 +81,17 @@ def decided(label: np.ndarray) -> np.ndarray:
 
 # Out
 
+def test_photos_of_one_name_in_two_folders_stay_two(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        (tmp_path / "labels").mkdir(exist_ok=True)
+        Image.new("RGB", (30, 20)).save(tmp_path / "photos" / name / "1.jpg")
+        save_label(tmp_path / "labels" / f"{name}__1.png", np.ones((20, 30), np.uint8))
+    made = export((tmp_path, {}), tmp_path / "out", "coco")
+    images = json.loads((made / "annotations" / "instances_default.json").read_text())["images"]
+    assert {image["file_name"] for image in images} == {"cat/1.jpg", "dog/1.jpg"}
+
+
 def test_coco_is_exact_to_pycocotools(data, tmp_path, capsys):
     pytest.importorskip("pycocotools")
     from pycocotools.coco import COCO
