@@ -96,8 +96,11 @@ def test_every_trainable_parameter_is_in_one_group(freeze_bn):
     assert ("batch_norm" in groups) is not freeze_bn
 
 
-def test_frozen_batch_norm_does_not_move():
-    model = load_golden(small(width=0.25)).train()
+@pytest.mark.parametrize("is_new", [True, False])  # else train() was called
+def test_frozen_batch_norm_does_not_move(is_new):
+    model = load_golden(small(width=0.25))
+    if not is_new:
+        model.train()
     before = {k: v.clone() for k, v in model.state_dict().items() if ".bn." in k}
     model(torch.randn(2, 3, 65, 65))[0].sum().backward()
     after = model.state_dict()
