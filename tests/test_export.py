@@ -432,23 +432,14 @@ def test_grey_masks_are_numbers_in_the_labelmap(data, tmp_path):
     np.testing.assert_array_equal(read_label(tmp_path / "back" / "beach day.png"), label)
 
 
-def test_a_byte_order_mark_is_no_part_of_a_name(data, tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])  # without a byte order mark and with
+def test_black_is_the_background_whatever_its_name(data, tmp_path, encoding):
     label = data[1]["beach day"]
     source = cvat_folder(tmp_path / "task", {"beach day": label}, ["beach day"])
-    names = source / "labelmap.txt"
-    names.write_text(names.read_text("utf-8").partition("\n")[2], "utf-8-sig")
-    listed = source / "ImageSets" / "Segmentation" / "default.txt"
-    listed.write_text(listed.read_text("utf-8"), "utf-8-sig")
-    run_stage("export_labels", "--data-root", data[0] / "photos", "--import-cvat", source,
-              "--output-dir", tmp_path / "back")
-    np.testing.assert_array_equal(read_label(tmp_path / "back" / "beach day.png"), label)
-
-
-def test_black_is_the_background_whatever_its_name(data, tmp_path):
-    label = data[1]["beach day"]
-    source = cvat_folder(tmp_path / "task", {"beach day": label}, ["beach day"])
-    names = source / "labelmap.txt"
-    names.write_text(names.read_text("utf-8").replace("background:", "Hintergrund:"), "utf-8")
+    names, listed = source / "labelmap.txt", source / "ImageSets" / "Segmentation" / "default.txt"
+    _, _, lines = names.read_text("utf-8").partition("\n")  # so that the mark is before a name
+    names.write_text(lines.replace("background:", "Hintergrund:"), encoding)
+    listed.write_text(listed.read_text("utf-8"), encoding)
     run_stage("export_labels", "--data-root", data[0] / "photos", "--import-cvat", source,
               "--output-dir", tmp_path / "back")
     np.testing.assert_array_equal(read_label(tmp_path / "back" / "beach day.png"), label)
