@@ -128,10 +128,8 @@ def main(args):
 
 launch(main, argparse.Namespace())
 """)
-    done = subprocess.run(
-        [*command("-m", "utils.torchrun", "--standalone", "--nproc-per-node", 1, "--max-restarts",
-                  2, script)], cwd=ROOT, env=ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE, text=True, timeout=120, check=False)
+    done = run_script("-m", "utils.torchrun", "--standalone", "--nproc-per-node", 1,
+                      "--max-restarts", 2, script, check=False)
     assert done.returncode == 1 and done.stderr.splitlines()[-1] == "error: after restart 2"
 
 

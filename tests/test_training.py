@@ -436,28 +436,20 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path):
     assert {path: path.read_bytes() for path in tmp_path.glob("*.pth")} == before
 
 
-def test_the_first_steps_foretell_the_time(monkeypatch):
+@pytest.mark.parametrize(("stretch", "epochs", "done", "minutes"),
+                         [(20, 30, 0, 30), (40, 2, 20, 3)])
+def test_the_first_steps_foretell_the_time_of_what_is_left(monkeypatch, stretch, epochs, done,
+                                                           minutes):
     said: list[str] = []
     monkeypatch.setattr(loading.log, "info", lambda text, *args: said.append(text % args))
     clock = SimpleNamespace(monotonic=iter((100.0, 130.0)).__next__)
     monkeypatch.setattr(loading, "time", clock)
-    order = ShuffledBatches(8, 2, seed=0, stretch=20)
+    order = ShuffledBatches(8, 2, seed=0, stretch=stretch)
     batches = DeviceBatches(torch.utils.data.DataLoader(Figures(), batch_sampler=order), CPU)
-    batches.foretell = 30
-    assert len(list(batches)) == 20
-    assert said == ["3 s a batch: about 30 min in all, if validation takes none"]
-    assert len(list(batches)) == 20 and len(said) == 1  # said once
-
-
-def test_the_time_foretold_is_that_of_what_is_left(monkeypatch):
-    said: list[str] = []
-    monkeypatch.setattr(loading.log, "info", lambda text, *args: said.append(text % args))
-    monkeypatch.setattr(loading, "time", SimpleNamespace(monotonic=iter((0.0, 30.0)).__next__))
-    order = ShuffledBatches(8, 2, seed=0, stretch=40)
-    batches = DeviceBatches(torch.utils.data.DataLoader(Figures(), batch_sampler=order), CPU)
-    batches.foretell, batches.done = 2, 20  # two epochs of 40 batches
-    list(batches)
-    assert said == ["3 s a batch: about 3 min in all, if validation takes none"]
+    batches.foretell, batches.done = epochs, done
+    assert len(list(batches)) == stretch
+    assert said == [f"3 s a batch: about {minutes} min in all, if validation takes none"]
+    assert len(list(batches)) == stretch and len(said) == 1  # said once
 
 
 def test_epochs_too_short_to_time_a_batch_foretell_the_time_as_well(tmp_path, monkeypatch):

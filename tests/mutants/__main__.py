@@ -16,7 +16,6 @@ that name it. A run that takes far longer than it should counts as noticed.
 
 import argparse
 import ast
-import hashlib
 import json
 import os
 import re
@@ -37,7 +36,7 @@ from xml.etree import ElementTree
 
 from coverage import CoverageData
 
-from tests.mutants.faults import ROOT, Fault, read_table
+from tests.mutants.faults import ROOT, Fault, digest, read_table
 
 LIMIT = 200  # seconds, and three times what was recorded: the machine may be busy
 # Lint and types are not behaviour; and the table fits no code but that without a fault.
@@ -136,7 +135,7 @@ class Run:
     def unrecorded(self) -> list[str]:
         """The test files of which it is not known what they execute."""
         return [name for name in self.texts
-                if _read(self._record_file(name)).get("digest") != _digest(self.texts[name])]
+                if _read(self._record_file(name)).get("digest") != digest(self.texts[name])]
 
     def record(self, copy: Copy, name: str) -> None:
         """Run a test file and note which lines each of its tests executes."""
@@ -159,7 +158,7 @@ class Run:
                     seconds[test] = float(case.get("time", 0))
             if Path(scratch, "lines").is_file():
                 shutil.copy(Path(scratch, "lines"), target.with_suffix(".lines"))
-        _write(target, {"digest": _digest(self.texts[name]), "seconds": seconds})
+        _write(target, {"digest": digest(self.texts[name]), "seconds": seconds})
         print(f"recorded {name}: {time.monotonic() - start:.0f} s", flush=True)
 
     def concerned(self, fault: Fault) -> list[tuple[str, float]]:
@@ -200,8 +199,8 @@ class Run:
                 break
         with self.lock:
             self.results[fault.name] = {
-                "fault": fault.digest(),
-                "noticed": noticed, "met": met, "seconds": round(time.monotonic() - start)}
+                "fault": fault.digest(), "noticed": noticed, "met": met,
+                "seconds": round(time.monotonic() - start)}
             _write(self.results_file, self.results)
             print(f"{len(self.results):4d}  {fault.name:32}"
                   f"{noticed or f'--- NOT NOTICED by {met} tests'}", flush=True)
@@ -211,9 +210,7 @@ class Run:
         with it: one that fails now and then, on a busy machine say, does not count."""
         passed_over: list[str] = []
         while True:
-            copy.put(fault.file, self.code[fault.file].replace(fault.old, fault.new))
-            status, output = copy.pytest(tests, seconds, "-x", *passed_over)
-            copy.put(fault.file, self.code[fault.file])
+            status, output = self.with_fault(copy, fault, tests, seconds, "-x", *passed_over)
             if status in (0, NOTHING_RUN):
                 return ""
             if status == USAGE and "ERROR: not found" in output:
@@ -221,16 +218,19 @@ class Run:
             failed = re.findall(r"^(?:FAILED|ERROR) (tests/\S+::.+?)(?: - .*)?$", output, re.M)
             if not failed:
                 return "time" if status is None else "no test could be collected"
-            if copy.pytest(failed[-1:], seconds)[0] == 0 and self.fails(copy, fault, failed[-1]):
+            test = failed[-1:]
+            if copy.pytest(test, seconds)[0] == 0 != self.with_fault(copy, fault, test, seconds)[0]:
                 return failed[-1]
             passed_over.append(f"--deselect={failed[-1]}")
 
-    def fails(self, copy: Copy, fault: Fault, test: str) -> bool:
-        """Whether a test that has failed with the fault does so by itself, too."""
+    def with_fault(self, copy: Copy, fault: Fault, tests: Sequence[str], seconds: float,
+                   *options: str) -> tuple[int | None, str]:
+        """`copy.pytest` while the fault is in the copy."""
         copy.put(fault.file, self.code[fault.file].replace(fault.old, fault.new))
-        status = copy.pytest([test], LIMIT)[0]
-        copy.put(fault.file, self.code[fault.file])
-        return status != 0
+        try:
+            return copy.pytest(tests, seconds, *options)
+        finally:
+            copy.put(fault.file, self.code[fault.file])
 
     def is_done(self, fault: Fault) -> bool:
         return self.results.get(fault.name, {}).get("fault") == fault.digest()
@@ -306,10 +306,6 @@ def _write(path: Path, value: object) -> None:
     new = path.with_suffix(".new")
     new.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     new.replace(path)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def share_out(work: Callable[[Copy, Any], None], items: Iterable[Any], jobs: int) -> None:

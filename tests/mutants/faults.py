@@ -55,7 +55,7 @@ class Fault:
 
     def digest(self) -> str:
         """Changes with the fault."""
-        return sha256(f"{self.file}\0{self.old}\0{self.new}".encode()).hexdigest()[:16]
+        return digest(f"{self.file}\0{self.old}\0{self.new}")
 
     def lines(self) -> set[int]:
         """The lines, from 1, by whose execution one knows that the fault was met: where the
@@ -63,10 +63,8 @@ class Fault:
         file that is not Python."""
         if not self.file.endswith(".py"):
             return set()
-        text = (ROOT / self.file).read_text(encoding="utf-8")
-        first = text[:text.index(self.old)].count("\n") + 1
-        changed = range(first + self._first_change(), first + self.old.rstrip("\n").count("\n") + 1)
-        statements = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.stmt)]
+        tree, changed = self._tree_and_changed_lines()
+        statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
         lines = set()
         for line in changed or (changed.start,):
             inside = [node for node in statements if node.lineno <= line <= (node.end_lineno or 0)]
@@ -79,9 +77,9 @@ class Fault:
 
     def around(self) -> list[ast.ClassDef | ast.FunctionDef]:
         """The classes and functions that the fault is in, the outermost first."""
-        text = (ROOT / self.file).read_text(encoding="utf-8")
-        line = text[:text.index(self.old)].count("\n") + 1 + self._first_change()
-        found = [node for node in ast.walk(ast.parse(text))
+        tree, changed = self._tree_and_changed_lines()
+        line = changed.start
+        found = [node for node in ast.walk(tree)
                  if isinstance(node, (ast.ClassDef, ast.FunctionDef))
                  and node.lineno <= line <= (node.end_lineno or 0)
                  # Defaults and decorators are evaluated where the function is defined.
@@ -95,11 +93,20 @@ class Fault:
         return [name for name in names if name not in COMMON] or \
             re.findall(r"\w\w\w+", self.old)[:1]
 
-    def _first_change(self) -> int:
-        """The first line of `old`, from 0, that changes."""
+    def _tree_and_changed_lines(self) -> tuple[ast.Module, range]:
+        """The code, and the lines of it, from 1, that change; an empty range where some are put in
+        between others."""
+        text = (ROOT / self.file).read_text(encoding="utf-8")
         pairs = zip(self.old.split("\n"), self.new.split("\n"), strict=False)
-        return next((i for i, (before, after) in enumerate(pairs) if before != after),
+        same = next((i for i, (before, after) in enumerate(pairs) if before != after),
                     self.new.count("\n"))
+        first = text[:text.index(self.old)].count("\n") + 1
+        return ast.parse(text), range(first + same, first + self.old.rstrip("\n").count("\n") + 1)
+
+
+def digest(text: str) -> str:
+    """Changes with the text."""
+    return sha256(text.encode()).hexdigest()[:16]
 
 
 def read_table() -> list[Fault]:
